@@ -16,6 +16,13 @@ typedef enum rgi_compress_method {
   RGI_SIGMOID_MUL
 } rgi_compress_method;
 
+/* Of keys (side 0) or values (1). */
+static inline rgi_compress_method rgi_compress_method_of(const rg_call *c, int side) {
+  return (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + side].i;
+}
+static inline bool rgi_compress_learned(const rg_call *c, int side) {
+  return rgi_compress_method_of(c, side) != RGI_MEAN;
+}
 static inline bool rgi_compress_gated(rgi_compress_method m) {
   return m == RGI_SWIGLU || m == RGI_SIGMOID_MUL;
 }

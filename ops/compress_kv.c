@@ -206,7 +206,7 @@ static rg_status forward(const rg_call *c) {
               .x = rg_in(c, IN_K + i),
               .w = rg_in(c, IN_K_WEIGHT + i),
               .y = rg_out(c, OUT_K + i),
-              .method = (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + i].i,
+              .method = rgi_compress_method_of(c, i),
               .token = token,
               .row = row,
               .nblock = nblock,
@@ -239,7 +239,7 @@ static rg_status check(const rg_call *c, rg_error *e) {
 static void cost(const rg_call *c, rg_cost *out) {
   *out = (rg_cost){.bytes = rgi_call_bytes(c)};
   for (int i = 0; i < 2; i++) {
-    rgi_compress_method m = (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + i].i;
+    rgi_compress_method m = rgi_compress_method_of(c, i);
     if (!rg_out(c, OUT_K + i)) continue;
     out->flops += rgi_compress_flops(c, rg_in(c, IN_K + i), m);
     out->exps += rgi_compress_exps(c, rg_in(c, IN_K + i), m);

@@ -290,7 +290,7 @@ static rg_status backward(const rg_call *c) {
               .cu = cu,
               .add_x = rg_in(c, IN_ACC_K + i) != NULL,
               .add_w = rg_in(c, IN_ACC_K_WEIGHT + i) != NULL,
-              .method = (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + i].i,
+              .method = rgi_compress_method_of(c, i),
               .kernel = kernel,
               .stride = stride,
               .overlap = kernel / stride,
@@ -341,7 +341,7 @@ static void cost(const rg_call *c, rg_cost *out) {
   *out = (rg_cost){.bytes = rgi_call_bytes(c)};
   for (int i = 0; i < 2; i++) {
     const rg_arg *x = rg_in(c, IN_K + i);
-    rgi_compress_method m = (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + i].i;
+    rgi_compress_method m = rgi_compress_method_of(c, i);
     bool dx = rg_out(c, OUT_K + i) != NULL, dw = rg_out(c, OUT_K_WEIGHT + i) != NULL;
     if (!rg_in(c, IN_GRAD_K + i) || (!dx && !dw)) continue;
     out->flops += rgi_compress_flops(c, x, m) * (dx + dw + rgi_compress_gated(m));

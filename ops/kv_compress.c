@@ -147,7 +147,7 @@ static rg_status run(const rg_call *c) {
               .x = rg_in(c, RGI_KVC_K_CACHE + i),
               .w = rg_in(c, RGI_KVC_K_WEIGHT + i),
               .y = rg_out(c, i),
-              .method = (rgi_compress_method)c->attr[RGI_CMP_K_METHOD + i].i,
+              .method = rgi_compress_method_of(c, i),
               .first = first,
               .scratch = (char *)c->workspace + first_bytes(c)};
     s.each = scratch_of(c, s.x, s.w);

@@ -35,21 +35,13 @@ rg_status rgi_cuda_clear(rg_cuda *x, void *data, int64_t bytes, rg_dtype dtype) 
   return bytes ? rgi_cuda_map(x, &m) : RG_OK;
 }
 
-/* One row of a tensor. */
-static rg_arg row_of(const rg_arg *a) {
-  rg_arg r = *a;
-  r.rank = a->rank - 1;
-  for (int i = 0; i < r.rank; i++) r.dim[i] = a->dim[i + 1], r.stride[i] = a->stride[i + 1];
-  return r;
-}
-
 /* The walk of a row in n tensors of one shape but for axis 0. */
 static void walk_rows(rgk_walk *w, rgk_row *out, const rg_arg *const *tensor, int n,
                       bool *vectors) {
   rg_arg row[RGK_HALO_SLOTS + 1];
   const rg_arg *p[RGK_HALO_SLOTS + 1] = {0};
   rgk_walked x[RGK_HALO_SLOTS + 1] = {{0}};
-  for (int i = 0; i < n; i++) row[i] = row_of(tensor[i]), p[i] = &row[i];
+  for (int i = 0; i < n; i++) row[i] = rgi_cuda_row(tensor[i]), p[i] = &row[i];
   rgi_cuda_walk(w, x, p, n, false);
   bool whole = w->elements % CHUNK == 0 && rgi_cuda_vectors(w, x, p, n);
   for (int i = 0; i < n; i++) {

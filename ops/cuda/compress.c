@@ -23,21 +23,17 @@ enum { IN_K, IN_V, IN_K_WEIGHT, IN_V_WEIGHT, IN_CU };
 enum { BW_GRAD_K = 5, BW_GRAD_V, BW_ACC_K, BW_ACC_V, BW_ACC_K_WEIGHT, BW_ACC_V_WEIGHT };
 enum { OUT_K, OUT_V, OUT_K_WEIGHT, OUT_V_WEIGHT };
 
-static int method(const rg_call *c, int side) {
-  return (int)c->attr[RGI_CMP_K_METHOD + side].i;
-}
 static int64_t stride_of(const rg_call *c) {
   return c->attr[RGI_CMP_STRIDE].i;
 }
 static int64_t kernel_of(const rg_call *c) {
   return c->attr[RGI_CMP_KERNEL].i;
 }
-static bool learned(const rg_call *c, int side) {
-  return method(c, side) != RGI_MEAN;
-}
 
 const char *rgi_cuda_compress_path(const rg_call *c) {
-  return learned(c, 0) || learned(c, 1) ? rgi_gemm_path(rg_in(c, IN_K)->dtype, c->gpu) : "mean";
+  return rgi_compress_learned(c, 0) || rgi_compress_learned(c, 1)
+             ? rgi_gemm_path(rg_in(c, IN_K)->dtype, c->gpu)
+             : "mean";
 }
 
 /* ---- tables ---- */
@@ -55,7 +51,7 @@ static tables tables_of(const rg_call *c, rgi_cut *at, bool groups) {
                     .stride = (int32_t)stride,
                     .nblocks = T / stride}};
   t.live = t.p.seqs.starts ? t.p.seqs.starts + t.p.seqs.n : NULL;
-  if (!learned(c, 0) && !learned(c, 1)) return t;
+  if (!rgi_compress_learned(c, 0) && !rgi_compress_learned(c, 1)) return t;
   if (groups) t.p.ngroups = rgk_slots(T, t.p.seqs.n, stride);
   t.p.blocks = rgi_take(at, (size_t)t.p.nblocks * sizeof(rgk_gemm_row));
   t.p.groups = groups ? rgi_take(at, (size_t)t.p.ngroups * sizeof(rgk_gemm_row)) : NULL;
@@ -130,7 +126,7 @@ static rg_status mean_fwd(const rg_call *c, rg_cuda *x) {
   int32_t n = 0, across = 0;
   for (int i = 0; i < 2; i++) {
     const rg_arg *in = rg_in(c, IN_K + i), *out = rg_out(c, OUT_K + i);
-    if (learned(c, i) || !out) continue;
+    if (rgi_compress_learned(c, i) || !out) continue;
     p.vec = p.vec && rgi_gemm_vec(in, in->dim[2]) && rgi_gemm_vec(out, in->dim[2]);
     p.side[n++] = side_of(in, out);
     if (p.side[n - 1].across > across) across = p.side[n - 1].across;
@@ -149,7 +145,7 @@ static rg_status mean_bwd(const rg_call *c, rg_cuda *x) {
   for (int i = 0; i < 2; i++) {
     const rg_arg *dy = rg_in(c, BW_GRAD_K + i), *dx = rg_out(c, OUT_K + i);
     const bool add = rg_in(c, BW_ACC_K + i) != NULL;
-    if (!dx || (dy && learned(c, i)) || (!dy && add)) continue;
+    if (!dx || (dy && rgi_compress_learned(c, i)) || (!dy && add)) continue;
     p.vec = p.vec && rgi_gemm_vec(dy, dx->dim[2]) && rgi_gemm_vec(dx, dx->dim[2]);
     p.side[n] = side_of(dy, dx);
     p.side[n++].add = add;
@@ -193,7 +189,7 @@ static rgk_gemm windows_product(const tables *t, const rg_arg *in, const rg_arg 
 static rg_status learned_fwd(const rg_call *c, rg_cuda *x, const tables *t, int i) {
   static const int gate[] = {RGK_STORE, RGK_STORE, RGK_SWIGLU, RGK_SIGMOID_MUL};
   rgk_gemm p = windows_product(t, rg_in(c, IN_K + i), rg_in(c, IN_K_WEIGHT + i),
-                               rg_out(c, OUT_K + i), gate[method(c, i)]);
+                               rg_out(c, OUT_K + i), gate[rgi_compress_method_of(c, i)]);
   return rgi_cuda_gemm(x, c->gpu, &p);
 }
 
@@ -210,7 +206,7 @@ static room room_of(const rg_call *c, int i, rgi_cut *at) {
                *dw = rg_out(c, OUT_K_WEIGHT + i);
   const int64_t rows = x->dim[0] / stride_of(c), KH = x->dim[1];
   room r = {.heads = KH};
-  if (rgi_compress_gated((rgi_compress_method)method(c, i))) {
+  if (rgi_compress_gated(rgi_compress_method_of(c, i))) {
     const int64_t head = rows * w->dim[0] * (int64_t)rg_dtype_size(x->dtype);
     if (head * KH > ROUND_BYTES) r.heads = ROUND_BYTES / head > 0 ? ROUND_BYTES / head : 1;
     r.g = rgi_take(at, (size_t)(head * r.heads));
@@ -224,7 +220,7 @@ static room room_of(const rg_call *c, int i, rgi_cut *at) {
 
 /* Is there a product to do for this side? */
 static bool has_product(const rg_call *c, int i) {
-  return learned(c, i) && rg_in(c, BW_GRAD_K + i) &&
+  return rgi_compress_learned(c, i) && rg_in(c, BW_GRAD_K + i) &&
          (rg_out(c, OUT_K + i) || rg_out(c, OUT_K_WEIGHT + i));
 }
 
@@ -238,7 +234,7 @@ static rg_arg heads_from(const rg_arg *a, int64_t first, int64_t n) {
 
 static rg_status round_g(const rg_call *c, rg_cuda *x, const tables *t, int i, const rg_arg *in,
                          const rg_arg *dy, const rg_arg *g) {
-  const bool swiglu = method(c, i) == RGI_SWIGLU;
+  const bool swiglu = rgi_compress_method_of(c, i) == RGI_SWIGLU;
   rgk_gemm p = windows_product(t, in, rg_in(c, IN_K_WEIGHT + i), g,
                                swiglu ? RGK_SWIGLU_BWD : RGK_SIGMOID_MUL_BWD);
   p.up = dy->data;
@@ -348,7 +344,7 @@ rg_status rgi_cuda_compress(const rg_call *c, rg_cuda *x) {
   RGI_TRY(make_tables(x, &t));
   RGI_TRY(mean_fwd(c, x));
   for (int i = 0; i < 2; i++)
-    if (learned(c, i) && rg_out(c, OUT_K + i)) RGI_TRY(learned_fwd(c, x, &t, i));
+    if (rgi_compress_learned(c, i) && rg_out(c, OUT_K + i)) RGI_TRY(learned_fwd(c, x, &t, i));
   return RG_OK;
 }
 

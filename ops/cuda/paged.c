@@ -97,10 +97,6 @@ const char *rgi_cuda_kv_append_path(const rg_call *c) {
    workspace | blocks' tokens side by side | products | table |      of one side after the other
  */
 
-static bool learned(const rg_call *c, int side) {
-  return c->attr[RGI_CMP_K_METHOD + side].i != RGI_MEAN;
-}
-
 /* Slots that any lengths can take. */
 static int64_t slots_of(const rg_call *c) {
   const rg_arg *k = rg_in(c, RGI_KVC_K_CACHE), *pages = rg_in(c, RGI_KVC_PAGES),
@@ -144,7 +140,7 @@ static uint32_t means_of(const rg_call *c, rgk_paged_mean *p) {
   p->blocks = blocks_of(c);
   p->vec = true;
   for (int i = 0; i < 2; i++) {
-    if (learned(c, i)) continue;
+    if (rgi_compress_learned(c, i)) continue;
     p->side[n++] = side_of(c, i);
     p->vec = p->vec && side_vec(c, i);
   }
@@ -169,7 +165,8 @@ bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress) {
   for (int i = 0; i < 2; i++) {
     const rg_arg *x = rg_in(append, RGI_APPEND_K + i),
                  *cache = rg_in(compress, RGI_KVC_K_CACHE + i);
-    if (learned(compress, i) || !side_vec(compress, i) || x->dtype == RG_F32) return false;
+    if (rgi_compress_learned(compress, i) || !side_vec(compress, i) || x->dtype == RG_F32)
+      return false;
     if (!moved16(x, cache) || x->dim[2] % 8) return false;
   }
   return kernel == 2 * stride && stride <= RGK_PAGED_MEAN_GROUP;
@@ -210,7 +207,7 @@ static rgk_gemm product_of(const rg_call *c, int i, const room *r) {
   return (rgk_gemm){.mode = RGK_FORWARD,
                     .dtype = (int32_t)x->dtype,
                     .c_dtype = (int32_t)x->dtype,
-                    .gate = gate[c->attr[RGI_CMP_K_METHOD + i].i],
+                    .gate = gate[rgi_compress_method_of(c, i)],
                     .m = slots_of(c),
                     .n = w->dim[0],
                     .k = block,
@@ -258,7 +255,7 @@ size_t rgi_cuda_kv_compress_workspace(const rg_call *c) {
   size_t most = 0;
   for (int i = 0; i < 2; i++) {
     rgi_cut at = {0};
-    if (learned(c, i)) room_of(c, i, &at);
+    if (rgi_compress_learned(c, i)) room_of(c, i, &at);
     if (at.used > most) most = at.used;
   }
   return most;
@@ -267,13 +264,14 @@ size_t rgi_cuda_kv_compress_workspace(const rg_call *c) {
 rg_status rgi_cuda_kv_compress(const rg_call *c, rg_cuda *x) {
   RGI_TRY(means(c, x));
   for (int i = 0; i < 2; i++)
-    if (learned(c, i)) RGI_TRY(learned_side(c, x, i));
+    if (rgi_compress_learned(c, i)) RGI_TRY(learned_side(c, x, i));
   return RG_OK;
 }
 
 const char *rgi_cuda_kv_compress_path(const rg_call *c) {
-  return learned(c, 0) || learned(c, 1) ? rgi_gemm_path(rg_in(c, RGI_KVC_K_CACHE)->dtype, c->gpu)
-                                        : "mean";
+  return rgi_compress_learned(c, 0) || rgi_compress_learned(c, 1)
+             ? rgi_gemm_path(rg_in(c, RGI_KVC_K_CACHE)->dtype, c->gpu)
+             : "mean";
 }
 
 /* ---- page_copy ---- */

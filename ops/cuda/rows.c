@@ -6,6 +6,13 @@ enum { THREADS = 256, CHUNK = 8 }; /* as kernels/rows.cu has them */
 
 /* ---- walks ---- */
 
+rg_arg rgi_cuda_row(const rg_arg *a) {
+  rg_arg r = *a;
+  r.rank = a->rank > 1 ? a->rank - 1 : 0;
+  for (int i = 0; i < r.rank; i++) r.dim[i] = a->dim[i + 1], r.stride[i] = a->stride[i + 1];
+  return r;
+}
+
 void rgi_cuda_walk(rgk_walk *w, rgk_walked *x, const rg_arg *const *tensor, int n, bool keep_last) {
   *w = (rgk_walk){.n = n, .elements = 1};
   int last = tensor[0]->rank - 1;

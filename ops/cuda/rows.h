@@ -8,6 +8,8 @@
 /* A walk over n tensors of one shape, axes folded where they lie densely in all; keep_last: the
  * last axis stays on its own. */
 void rgi_cuda_walk(rgk_walk *w, rgk_walked *x, const rg_arg *const *tensor, int n, bool keep_last);
+/* A row of a tensor: the first, without axis 0. */
+rg_arg rgi_cuda_row(const rg_arg *a);
 /* May every tensor of the walk be read and written 16 bytes at a time? */
 bool rgi_cuda_vectors(const rgk_walk *w, const rgk_walked *x, const rg_arg *const *tensor, int n);
 /* Is every row (t, h) of [T, H, D] on 16 bytes? Absent tensors are. */

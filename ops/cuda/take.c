@@ -3,18 +3,10 @@
 #include "../../kernels/take.h"
 #include "rows.h"
 
-/* Row 0 of a tensor without its first axis. */
-static rg_arg row_of(const rg_arg *a) {
-  rg_arg r = *a;
-  r.rank = a->rank > 1 ? a->rank - 1 : 0;
-  for (int i = 0; i < r.rank; i++) r.dim[i] = a->dim[i + 1], r.stride[i] = a->stride[i + 1];
-  return r;
-}
-
 static rgk_take take_of(const rg_call *c) {
   const rg_arg *x = rg_in(c, 0), *y = rg_out(c, 0);
   const int64_t size = (int64_t)rg_dtype_size(x->dtype), each = 16 / size;
-  rg_arg row[2] = {row_of(x), row_of(y)};
+  rg_arg row[2] = {rgi_cuda_row(x), rgi_cuda_row(y)};
   rgk_take p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
   rgi_cuda_walk(&p.w, p.t, (const rg_arg *const[]){&row[0], &row[1]}, 2, false);
