@@ -125,13 +125,13 @@ static void draw_spec(drawn *d) {
       pick(2) ? ", \"idx\": \"idx\"" : "");
   snprintf(d->what, sizeof d->what, "H %d, KH %d, D %d, E %d, kernel %d, stride %d, block %d", H,
            KH, D, E, d->kernel, d->stride, block);
-  static const char *const what[] = {"",
-                                     ", \"preset\": \"all\"",
-                                     ", \"split_heads\": 1",
-                                     ", \"preset\": \"all\", \"split_heads\": 1",
-                                     ", \"recompute\": [\"c\", \"slc\", \"mix\"]",
-                                     ", \"budget\": \"least\", \"nodes\": { \"mix*\": \"keep\", "
-                                     "\"win*\": \"keep\" }"};
+  static const char *const what[] = {
+      "",
+      ", \"preset\": \"all\"",
+      ", \"split_heads\": 1",
+      ", \"preset\": \"all\", \"split_heads\": 1",
+      ", \"recompute\": [\"c\", \"slc\", \"mix\"]",
+      ", \"budget\": \"least\", \"nodes\": { \"mix*\": \"keep\", \"win*\": \"keep\" }"};
   snprintf(d->policy, sizeof d->policy,
            "{ \"regraph_policy\": 1, \"cp\": { \"ranks\": %d, \"mode\": %s }%s }", d->ranks,
            (const char *[]){"\"auto\"", "1", "2"}[d->mode], what[pick(6)]);

@@ -535,11 +535,11 @@ Test(harness, rounding) {
     ot_tensor *a = OT_NEW(t, types[k], N), *b = OT_NEW(t, types[k], N);
     for (int i = 0; i < N; i++) {
       double r = ot_round(types[k], x[i]);
-      ot_set(&(ot_tensor){.arg = {(char *)a->arg.data + (size_t)i * rg_dtype_size(types[k]),
-                                  types[k],
-                                  1,
-                                  {1},
-                                  {1}},
+      ot_set(&(ot_tensor){.arg = {.data = (char *)a->arg.data + (size_t)i * rg_dtype_size(types[k]),
+                                  .dtype = types[k],
+                                  .rank = 1,
+                                  .dim = {1},
+                                  .stride = {1}},
                           .n = 1},
              &r);
       cr_assert(ot_element(a, i) == r, "%d: %a reads back as %a", i, r, ot_element(a, i));
