@@ -2,8 +2,8 @@
 # The command as a user meets it: exit codes, messages, streams, files. Usage: cli.sh REGRAPH
 # SOURCE_DIR
 set -u
-regraph=$1
-source=$2
+regraph=$(realpath "$1")
+source=$(realpath "$2")
 examples=$source/examples
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -519,6 +519,8 @@ checks=$((checks + 1))
 echo '{' >cache/regraph/cpu.json
 where plan one.json "${small[@]}" --set T=64 2>&1 |
   grep -q 'cpu.json.*tune again, or say shipped' || fail 'plan: a profile that is broken'
+where tune one.json "${tiny[@]}" --set T=64 >stdout || fail 'tune: does not mend a broken profile'
+where plan one.json "${small[@]}" --set T=64 >stdout || fail 'plan: a profile that was mended'
 
 # Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
 expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json
