@@ -135,6 +135,8 @@ target_sources(test_save PRIVATE $<TARGET_OBJECTS:rgi_cli>)
 # ---- the command and the examples, as a user runs them ----
 add_test(NAME cli COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/cli.sh $<TARGET_FILE:regraph_cli>
          ${CMAKE_SOURCE_DIR})
+add_test(NAME cli_profiles COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/profiles.sh
+         $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})
 add_test(NAME cli_golden COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/golden.sh $<TARGET_FILE:regraph_cli>)
 add_test(NAME cli_schemas COMMAND ${CMAKE_SOURCE_DIR}/tests/cli/schemas.py
          $<TARGET_FILE:regraph_cli> ${CMAKE_SOURCE_DIR})

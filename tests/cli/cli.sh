@@ -2,67 +2,8 @@
 # The command as a user meets it: exit codes, messages, streams, files. Usage: cli.sh REGRAPH
 # SOURCE_DIR
 set -u
-regraph=$(realpath "$1")
-source=$(realpath "$2")
-examples=$source/examples
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-failures=0
-checks=0
-
-fail() {
-  echo "FAIL: $*" >&2
-  failures=$((failures + 1))
-}
-
-# expect CODE PATTERN arguments…: runs regraph; its exit code must be CODE, and stderr (stdout if
-# CODE is 0) must match the extended regular expression PATTERN, or be empty if that is. Leaves the
-# streams in ./stdout and ./stderr.
-expect() {
-  local code=$1 pattern=$2 stream=stderr
-  shift 2
-  checks=$((checks + 1))
-  "$regraph" "$@" >stdout 2>stderr
-  local got=$?
-  [ "$code" -eq 0 ] && stream=stdout
-  [ "$got" -eq "$code" ] || fail "regraph $*: exit $got, expected $code: $(head -c 400 stderr)"
-  if [ -z "$pattern" ]; then
-    [ -s "$stream" ] && fail "regraph $*: $stream is not empty"
-  else
-    grep -Eq -- "$pattern" "$stream" ||
-      fail "regraph $*: $stream lacks /$pattern/: $(head -c 400 $stream)"
-  fi
-  if [ "$code" -ne 0 ] && [ -s stdout ]; then fail "regraph $*: data on stdout though it failed"; fi
-  if [ "$code" -eq 0 ] && [ "$1" != pack ] && [ -s stderr ]; then
-    fail "regraph $*: messages on stderr: $(head -c 400 stderr)"
-  fi
-}
-
-# same WHAT FILE FILE
-same() {
-  checks=$((checks + 1))
-  cmp -s "$2" "$3" || fail "$1: $2 and $3 differ"
-}
-
-# value FILE KEY: the number behind "KEY": in a JSON file
-value() { grep -o "\"$2\": *[-0-9.e+]*" "$1" | head -1 | sed 's/.*: *//'; }
-
-# npy FILE HEADER: a version 1 file with that header and what standard input holds
-npy() {
-  local n=${#2}
-  {
-    printf '\x93NUMPY\x01\x00'
-    printf "\\x$(printf %02x $((n % 256)))\\x$(printf %02x $((n / 256)))"
-    printf '%s' "$2"
-    cat
-  } >"$1"
-}
-
-small=(--set H=4 --set KH=2 --set D=32 --set DV=32 --set block=32 --set kernel=16 --set stride=8
-  --set top_n=4
-  --set window=48 --set dtype=f32)
-nsa=$examples/nsa.json
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # ---- help, version, mistakes ---------------------------------------------------------------------
 expect 0 '^regraph [0-9]+\.[0-9]+\.[0-9]+$' --version
@@ -455,73 +396,6 @@ expect 2 'specs of a serving step' bench "$nsa" "${small[@]}" --set T=64 --serve
 expect 2 'leave their number free' bench "$examples/nsa_serve.json" --serve --set T=7
 expect 2 'leave one of the two out' bench "$examples/nsa_serve.json" --serve --html serve.html
 
-# ---- tune: this machine's own profile, found by plans; broken off and gone on with ---------------
-tiny=("${small[@]}" --repeat 1)
-cp "$nsa" one.json
-sed 's/"window": *[0-9]*/"window": 100/' "$nsa" >two.json
-where() { env -u REGRAPH_PROFILE XDG_CACHE_HOME="$work/cache" "$regraph" "$@"; }
-expect 0 '2 jobs measured.* in own.tsv; profile in own.json' tune one.json two.json "${tiny[@]}" \
-  --set T=64 --profile-out own.json --source 'seen here'
-checks=$((checks + 1))
-[ "$(tail -1 own.tsv)" = '# complete' ] || fail "tune: the list ends with $(tail -1 own.tsv)"
-head -n "$(grep -n '^# end' own.tsv | head -1 | cut -d: -f1)" own.tsv >first.tsv
-nodes=$(grep -c '^one' first.tsv)
-{
-  cat first.tsv
-  grep '^two' own.tsv | head -1
-  printf 'two.json T=64 half a li'
-} >again.tsv
-expect 0 "$((2 * nodes)) nodes of 2 jobs" tune one.json two.json "${tiny[@]}" --set T=64 \
-  --profile-out again.json --source 'seen here'
-checks=$((checks + 1))
-head -n "$(wc -l <first.tsv)" again.tsv | cmp -s - first.tsv ||
-  fail 'tune: what had been measured was measured again'
-! grep -q 'half a li' again.tsv && [ "$(grep -c '^two' again.tsv)" = "$nodes" ] ||
-  fail 'tune: what broke off is still there'
-expect 3 'no.json: RG_E_IO' tune one.json no.json "${tiny[@]}" --set T=64 --profile-out early.json
-checks=$((checks + 1))
-[ ! -e early.tsv ] || fail 'tune: a spec is measured before the next one is found wrong'
-expect 0 ' nodes of 1 job measured' tune one.json "${tiny[@]}" --set T=64 --profile-out single.json
-echo mine >mine.tsv
-expect 2 'mine.tsv: .*something else' tune one.json "${tiny[@]}" --set T=64 --profile-out mine.json
-[ "$(cat mine.tsv)" = mine ] || fail "tune: a file of the user's is gone"
-exec 9>>own.tsv
-flock 9
-expect 1 'another tune is writing it' tune one.json "${tiny[@]}" --set T=64 --profile-out own.json
-exec 9>&-
-expect 0 '1 of 2 jobs measured when time was up' tune one.json two.json "${tiny[@]}" --set T=64 \
-  --profile-out late.json --time-limit 1e-9
-expect 0 '2 jobs measured' tune one.json two.json "${tiny[@]}" --set T=64 --profile-out late.json
-expect 0 'times  *seen here; profile [0-9a-f]{8}, own.json$' plan one.json "${small[@]}" \
-  --set T=64 --profile own.json
-expect 0 'times  *measured at [0-9a-f]+ on one H200; profile [0-9a-f]{8}, shipped$' plan one.json \
-  "${small[@]}" --set T=64 --device cuda --profile shipped
-cat >raw.json <<'PROFILE'
-{ "regraph_profile": 1, "device": "cpu", "matrix_gflops": { "f32": 1, "f16": 1, "bf16": 1 },
-  "special_gops": 1, "bandwidth_gbs": 1, "memory": "1GiB" }
-PROFILE
-expect 0 'times  *uncalibrated; profile [0-9a-f]{8}, raw.json$' plan one.json "${small[@]}" \
-  --set T=64 --profile raw.json
-expect 2 "no profile 'own': .*: cpu h200 a100 l40s rtx4090 b200, the name" plan \
-  one.json "${small[@]}" --set T=64 --profile own
-expect 3 'no.such.json' plan one.json "${small[@]}" --set T=64 --profile no.such.json
-checks=$((checks + 4))
-where tune one.json "${tiny[@]}" --set T=64 >stdout || fail 'tune: into the cache folder'
-where plan one.json "${small[@]}" --set T=64 |
-  grep -q "times  *this machine, tuned .*cache/regraph/cpu.json" ||
-  fail 'plan: does not find what tune left'
-cp own.json cache/regraph/mine.json
-where plan one.json "${small[@]}" --set T=64 --profile mine |
-  grep -q 'times  *seen here.*regraph/mine.json' || fail 'plan: a profile by name'
-REGRAPH_PROFILE=./own.json "$regraph" plan one.json "${small[@]}" --set T=64 |
-  grep -q 'seen here' || fail 'plan: REGRAPH_PROFILE'
-checks=$((checks + 1))
-echo '{' >cache/regraph/cpu.json
-where plan one.json "${small[@]}" --set T=64 2>&1 |
-  grep -q 'cpu.json.*tune again, or say shipped' || fail 'plan: a profile that is broken'
-where tune one.json "${tiny[@]}" --set T=64 >stdout || fail 'tune: does not mend a broken profile'
-where plan one.json "${small[@]}" --set T=64 >stdout || fail 'plan: a profile that was mended'
-
 # Sequences of one token each: a query sees one key, 2·(32 + 32) products for each of 4 heads.
 expect 0 '"flops"' run "$nsa" "${small[@]}" --set T=256 --set B=256 --json
 checks=$((checks + 1))
@@ -750,5 +624,4 @@ for command in ops schema check plan pareto run bench tune pack help; do
 done
 same 'help is as recorded' help.txt "$source/tests/golden/cli/help.txt"
 
-echo "$checks checks, $failures failed"
-[ "$failures" -eq 0 ]
+finish
