@@ -150,6 +150,15 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
+        """What can't be drawn by would fail every step, whoever else shares it."""
+        try:
+            for name in "temperature", "top_p":
+                object.__setattr__(self, name, float(getattr(self, name)))
+            for name in "top_k", "seed":
+                object.__setattr__(self, name, operator.index(getattr(self, name)))
+        except (TypeError, ValueError, OverflowError):
+            raise RegraphError("RG_E_TYPE", f"sampling: {name} {getattr(self, name)!r}; expected a "
+                               "number, and a whole one for top_k and seed") from None
         for name, good in (("temperature", 0 <= self.temperature < np.inf),
                            ("top_k", self.top_k >= 0), ("top_p", 0 < self.top_p <= 1)):
             if not good:
@@ -340,8 +349,11 @@ class Engine:
             raise RegraphError("RG_E_USAGE", "a request of no tokens; expected one at least")
         for at, token in enumerate(prompt):
             self._known(token, f"token {at} of the request")
-        return self._keep(Request(self.queue.add(prompt, max_new), prompt, max_new,
-                                  frozenset(stop), sampling))
+        max_new, stop = operator.index(max_new), frozenset(map(operator.index, stop))
+        if max_new < 1:
+            raise RegraphError("RG_E_USAGE", f"a request of {max_new} tokens more; expected one at "
+                                             "least")
+        return self._keep(Request(self.queue.add(prompt, max_new), prompt, max_new, stop, sampling))
 
     def _known(self, token, what):
         """A token that no table has a row for would fail every step, whoever else shares it."""

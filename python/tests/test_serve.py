@@ -108,7 +108,8 @@ class Draw(unittest.TestCase):
 
     def test_no_such_sampling(self):
         for options in ({"temperature": -1}, {"temperature": np.inf}, {"temperature": np.nan},
-                        {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}):
+                        {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": 1.5},
+                        {"seed": "a"}, {"seed": 1.0}, {"temperature": None}):
             with self.assertRaisesRegex(RegraphError, f"sampling: {next(iter(options))}"):
                 serve.Sampling(**options)
 
@@ -276,8 +277,13 @@ class Serve(unittest.TestCase):
             one.add([-1], 3)
         with self.assertRaisesRegex(RegraphError, "no tokens; expected one at least"):
             one.add([], 3)
+        with self.assertRaisesRegex(RegraphError, "of 0 tokens more; expected one at least"):
+            one.add([1], 0)
+        for options in ([1.5], 3), ([1], 3.5):
+            with self.assertRaises(TypeError):
+                one.add(*options)
         with self.assertRaises(TypeError):
-            one.add([1.5], 3)
+            one.add([1], 3, stop="a")
 
     def test_context_parallelism_is_refused_by_name(self):
         with self.assertRaisesRegex(RegraphError, "RG_E_POLICY.*cp|context parallel"):
