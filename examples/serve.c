@@ -31,6 +31,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -266,6 +267,13 @@ static rg_status cannot_write(const server *s, rg_error *e) {
   return RG_E_IO;
 }
 
+static rg_status taken(const server *s, rg_error *e) {
+  e->status = RG_E_IO;
+  snprintf(e->message, sizeof e->message,
+           "another loop writes the journal %.500s; expected one for each", s->journal_path);
+  return RG_E_IO;
+}
+
 /* What a step did is in the file before the next one begins, or not at all. */
 static rg_status note_step(server *s, rg_error *e) {
   if (!s->journal) return RG_OK;
@@ -297,23 +305,24 @@ static bool is_kind(char c) {
 }
 
 /* Takes in what the file says up to its last "step", and cuts off what stands behind. A file that
-   is no journal stays as it is. */
+   is no journal stays as it is, and one that another loop writes to. */
 static rg_status recall(server *s, rg_error *e) {
   char *text = NULL;
   size_t n = 0, room = 0;
   FILE *f = fopen(s->journal_path, "a+");
   if (!f) return cannot_write(s, e);
+  s->journal = f;
+  if (flock(fileno(f), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return taken(s, e);
   rewind(f);
   for (size_t got = 1; got; n += got) {
     if (room < n + 4097) {
       char *more = realloc(text, room = 2 * room + 8192);
-      if (!more) return free(text), fclose(f), RG_E_NOMEM;
+      if (!more) return free(text), RG_E_NOMEM;
       text = more;
     }
     got = fread(text + n, 1, 4096, f);
   }
   text[n] = 0;
-  s->journal = f;
   char *end = text, *at = text;
   for (char *p = text; (p = strstr(p, "step\n")); p = end) end = p + 5;
   rg_status status = end == text + n || is_kind(*end) ? RG_OK : not_ours(s, e);
@@ -530,15 +539,16 @@ static rg_status serve(server *s, rg_error *e) {
 
 /* ---- the command line ---- */
 
+/* What was wrong; NULL: nothing, it was asked for. */
 static int usage(const char *what) {
-  fprintf(stderr,
-          "serve: %s\n"
-          "serve [SPEC] [--device cpu|cuda] [--set NAME=VALUE] [--rows T[,T…]] [--slots B]\n"
-          "      [--pages P] [--most M] [--forks F] [--requests N] [--arrive N]\n"
-          "      [--longest TOKENS] [--no-prefixes] [--quiet]\n"
-          "      [--journal FILE] [--kill STEP]\n",
-          what);
-  return 2;
+  FILE *f = what ? stderr : stdout;
+  if (what) fprintf(f, "serve: %s\n", what);
+  fputs("serve [SPEC] [--device cpu|cuda] [--set NAME=VALUE] [--rows T[,T…]] [--slots B]\n"
+        "      [--pages P] [--most M] [--forks F] [--requests N] [--arrive N]\n"
+        "      [--longest TOKENS] [--no-prefixes] [--quiet]\n"
+        "      [--journal FILE] [--kill STEP]\n",
+        f);
+  return what ? 2 : 0;
 }
 
 /* A whole number of at least `least` that ends at `end`, or with the text. */
@@ -637,6 +647,7 @@ int main(int argc, char **argv) {
                      .requests = 64,
                      .arrive = 2};
   rg_error e = {0};
+  if (argc == 2 && strcmp(argv[1], "--help") == 0) return usage(NULL);
   const char *wrong = parse(&s, argc, argv);
   if (wrong) return usage(wrong);
   const size_t given = s.nset;

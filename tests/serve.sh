@@ -68,6 +68,15 @@ my only copy'; do
   [ "$(cat "$work/mine")" = "$text" ] || fail "'$text' was written over"
 done
 
+# Two loops would mix their lines.
+exec 9>>"$journal"
+flock 9
+if "$serve" --quiet --journal "$journal" 2>"$work/error"; then fail "a journal of two loops"; fi
+says "$work/error" 'another loop writes the journal'
+exec 9>&-
+"$serve" --help >"$work/out" || fail "--help is wrong"
+says "$work/out" '^serve \[SPEC\] '
+
 if "$serve" --journal "$work/no/such" 2>"$work/error"; then fail "a journal nowhere"; fi
 says "$work/error" "can't be written"
 if "$serve" --slots 9 --rows 8 2>"$work/error"; then fail "fewer rows than slots"; fi
