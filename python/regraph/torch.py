@@ -195,10 +195,16 @@ def _refuse(name):
 def pack(*tensors: torch.Tensor, mask: torch.Tensor | None = None,
          heads_first: bool = False) -> tuple[torch.Tensor, ...]:
     """Packs batches [B, S, …] (or [B, heads, S, …] with `heads_first`) along the tokens: returns
-    each as [T, …], then cu_seqlens. `mask` [B, S] says which tokens are there; None: all."""
+    each as [T, …], then cu_seqlens. `mask` [B, S] says which tokens are there (1 or True); None:
+    all."""
     if heads_first:
         tensors = tuple(tensor.transpose(1, 2) for tensor in tensors)
     batch, length = tensors[0].shape[:2]
+    for what, given in (*(("tensor", tensor) for tensor in tensors), ("mask", mask)):
+        if given is not None and (given.shape if what == "mask" else given.shape[:2]) != \
+                (batch, length):
+            raise RegraphError("RG_E_SHAPE", f"pack: a {what} of shape {tuple(given.shape)}; "
+                                             f"expected {batch} sequences of {length} tokens")
     flat = [tensor.flatten(0, 1) for tensor in tensors]
     if mask is None:
         starts = torch.arange(batch + 1, device=tensors[0].device) * length

@@ -61,8 +61,8 @@ class Interrupt:
         self.late = False  # when the step was over but for giving back what it holds
 
     def trace(self, frame, event, _):
-        if frame.f_code.co_filename != serve.__file__:
-            return None
+        if frame.f_code.co_filename != serve.__file__ or frame.f_code.co_name == "<genexpr>":
+            return None  # what is raised while a generator is let go, Python drops
         frame.f_trace_opcodes = True
         if event == "opcode":
             self.left -= 1
@@ -72,6 +72,7 @@ class Interrupt:
         return self.trace
 
     def __enter__(self):
+        sys._getframe().f_trace_opcodes = True  # before settrace: 3.12 looks then
         sys.settrace(self.trace)
         return self
 

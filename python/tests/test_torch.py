@@ -469,6 +469,11 @@ def test_pack():
     assert packed.shape == (88, 4, 16) and cu.tolist() == [0, 50, 57, 88]
     back = regraph.torch.unpack(packed, mask, heads_first=True)
     assert torch.equal(back, q * mask[:, None, :, None])
+    for wrong in ({"mask": mask[:, :-1]}, {"mask": mask[:-1]}, {"mask": mask[:, None]}):
+        with pytest.raises(RegraphError, match=r"RG_E_SHAPE: pack: a mask of shape \("):
+            regraph.torch.pack(q, **wrong, heads_first=True)
+    with pytest.raises(RegraphError, match=r"pack: a tensor of shape \("):
+        regraph.torch.pack(q, q[:, :, 1:], heads_first=True)
     packed, cu = regraph.torch.pack(q, heads_first=True)
     assert cu.tolist() == [0, 50, 100, 150] and cu.dtype == torch.int32
     assert torch.equal(regraph.torch.unpack(packed, 3, heads_first=True), q)
