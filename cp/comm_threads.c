@@ -219,7 +219,7 @@ static rg_status all_gather(rg_comm *c, const char *node, const void *send, void
   const world *w = c->user;
   RGI_TRY(arrive(c, ALL_GATHER, node, send, NULL, bytes, stream, e));
   rg_status status = others_ready(c, stream, e);
-  for (int r = 0; r < c->size && status == RG_OK; r++)
+  for (int r = 0; r < c->size && status == RG_OK && bytes; r++)
     status = move((char *)recv + (size_t)r * bytes, w->rank[r].send, bytes, stream, e);
   return leave(c, stream, status, e);
 }
@@ -230,7 +230,7 @@ static rg_status all_to_all(rg_comm *c, const char *node, const void *send, void
   const size_t mine = (size_t)c->rank * bytes;
   RGI_TRY(arrive(c, ALL_TO_ALL, node, send, NULL, bytes, stream, e));
   rg_status status = others_ready(c, stream, e);
-  for (int r = 0; r < c->size && status == RG_OK; r++)
+  for (int r = 0; r < c->size && status == RG_OK && bytes; r++)
     status = move((char *)recv + (size_t)r * bytes, (const char *)w->rank[r].send + mine, bytes,
                   stream, e);
   return leave(c, stream, status, e);

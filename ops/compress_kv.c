@@ -198,7 +198,10 @@ static int64_t table_bytes(const rg_call *c) {
 
 static rg_status forward(const rg_call *c) {
   const rg_arg *cu = rg_in(c, IN_CU);
-  int32_t *token = c->workspace, *row = (int32_t *)((char *)c->workspace + table_bytes(c));
+  rgi_cut at = {.base = c->workspace};
+  int32_t *token = rgi_take(&at, (size_t)table_bytes(c)),
+          *row = rgi_take(&at, (size_t)table_bytes(c));
+  void *scratch = rgi_take(&at, 0);
   int64_t kernel = c->attr[RGI_CMP_KERNEL].i, stride = c->attr[RGI_CMP_STRIDE].i;
   int64_t nblock = rgi_compress_blocks(cu->data, cu->dim[0] - 1, kernel, stride, token, row);
   for (int i = 0; i < 2; i++) {
@@ -210,7 +213,7 @@ static rg_status forward(const rg_call *c) {
               .token = token,
               .row = row,
               .nblock = nblock,
-              .scratch = (char *)c->workspace + 2 * table_bytes(c)};
+              .scratch = scratch};
     if (!s.y) continue;
     c->parallel(c->pool, (s.y->dim[0] + MEAN_ROWS - 1) / MEAN_ROWS, rows_task, &s);
     if (s.method == RGI_MEAN) continue;

@@ -37,6 +37,17 @@ static inline void *rgi_at(const rg_arg *a, int64_t i, int64_t j) {
   return (char *)a->data + e * (int64_t)rg_dtype_size(a->dtype);
 }
 
+/* What covers [start, start + extent) of an axis. While nothing but shapes is asked about there is
+ * no address, and there is none of the part. */
+static inline rg_arg rgi_slice(const rg_arg *a, int axis, int64_t start, int64_t extent) {
+  rg_arg part = *a;
+  const int64_t bytes = start * a->stride[axis] * (int64_t)rg_dtype_size(a->dtype);
+  if (a->data) part.data = (char *)a->data + bytes;
+  part.dim[axis] = extent;
+  while (part.align > 1 && bytes % part.align) part.align /= 2;
+  return part;
+}
+
 /* Element i of a list port, or NULL if absent. */
 static inline const rg_arg *rgi_in_at(const rg_call *c, int port, int i) {
   const rg_arg *a = i < rg_in_count(c, port) ? &c->in[c->in_begin[port] + i] : NULL;

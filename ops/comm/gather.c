@@ -248,14 +248,9 @@ static int64_t rounds(const rg_call *c) {
 
 /* The columns of round i. */
 static rg_arg columns_of(const rg_arg *a, int64_t n, int64_t i) {
-  rg_arg part = *a;
   const int last = a->rank - 1;
-  if (n == 1) return part;
-  part.dim[last] /= n;
-  const int64_t offset = i * part.dim[last] * a->stride[last] * (int64_t)rg_dtype_size(a->dtype);
-  if (a->data) part.data = (char *)a->data + offset;
-  while (part.align > 1 && offset % part.align) part.align /= 2;
-  return part;
+  const int64_t each = n == 1 ? 0 : a->dim[last] / n;
+  return n == 1 ? *a : rgi_slice(a, last, i * each, each);
 }
 
 static size_t scatter_comm(const rg_call *c) {

@@ -112,8 +112,10 @@ typedef struct call {
   size_t row, message; /* bytes */
 } call;
 
+/* NULL while nothing but shapes is asked about, and where nothing travels. */
 static char *message(const call *h, int which) {
-  return (char *)h->c->comm_block + (size_t)which * RGI_ROUND256(h->message);
+  char *block = h->c->comm_block;
+  return block ? block + (size_t)which * RGI_ROUND256(h->message) : NULL;
 }
 
 static call describe(const rg_call *c, int64_t slots, const rg_arg *like, int64_t chunk) {
@@ -171,7 +173,8 @@ static rg_status swap(const call *h) {
 
 /* n rows of a message: of its left part, or of its right part. */
 static rg_arg part(const call *h, int which, bool right) {
-  char *at = message(h, which) + (right ? (size_t)h->left * h->row : 0);
+  char *at = message(h, which);
+  if (at && right) at += (size_t)h->left * h->row;
   return rgi_dense_rows(h->like, right ? h->right : h->left, at, h->like->dtype);
 }
 

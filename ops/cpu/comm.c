@@ -16,10 +16,7 @@ rg_status rgi_check_order(const rg_call *c, const rg_arg *order) {
 }
 
 rg_arg rgi_rows(const rg_arg *a, int64_t first, int64_t n) {
-  rg_arg r = *a;
-  r.data = (char *)a->data + first * a->stride[0] * (int64_t)rg_dtype_size(a->dtype);
-  r.dim[0] = n;
-  return r;
+  return rgi_slice(a, 0, first, n);
 }
 
 int64_t rgi_row_elements(const rg_arg *a) {

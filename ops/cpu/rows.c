@@ -263,21 +263,13 @@ rg_status rgi_run_add(const rg_call *c) {
   return RG_OK;
 }
 
-/* The part of y that covers [start, start + extent) of an axis. */
-static rg_arg slice_of(const rg_arg *y, int axis, int64_t start, int64_t extent) {
-  rg_arg part = *y;
-  part.data = (char *)y->data + start * y->stride[axis] * (int64_t)rg_dtype_size(y->dtype);
-  part.dim[axis] = extent;
-  return part;
-}
-
 rg_status rgi_run_concat(const rg_call *c) {
   const rg_arg *y = rg_out(c, 0), *x = c->in + c->in_begin[0];
   int axis = (int)c->attr[0].i;
   int64_t live = rgi_live_rows(rg_in(c, 1), y->dim[0]), start = 0;
   for (int k = 0; k < rg_in_count(c, 0); k++) {
     if (x[k].rank < 0) continue;
-    rg_arg part = slice_of(y, axis, start, x[k].dim[axis]);
+    rg_arg part = rgi_slice(y, axis, start, x[k].dim[axis]);
     copy_job j = {&x[k], &part, c->isa};
     int64_t rest = axis == 0 ? (live > start ? live - start : 0) : live;
     rgi_walk w;
@@ -304,7 +296,7 @@ static void accumulate_run(void *user, const rgi_run *r) {
 rg_status rgi_run_accumulate(const rg_call *c) {
   const rg_arg *x = rg_in(c, 1), *y = rg_out(c, 0);
   int axis = (int)c->attr[0].i;
-  rg_arg part = y->rank ? slice_of(y, axis, c->attr[1].i, x->dim[axis]) : *y;
+  rg_arg part = y->rank ? rgi_slice(y, axis, c->attr[1].i, x->dim[axis]) : *y;
   copy_job j = {x, &part, c->isa};
   rgi_walk w;
   rgi_walk_begin(&w, x, INT64_MAX);

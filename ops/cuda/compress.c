@@ -224,14 +224,6 @@ static bool has_product(const rg_call *c, int i) {
          (rg_out(c, OUT_K + i) || rg_out(c, OUT_K_WEIGHT + i));
 }
 
-/* A tensor's heads from `first` on. */
-static rg_arg heads_from(const rg_arg *a, int64_t first, int64_t n) {
-  rg_arg h = *a;
-  h.data = (char *)a->data + first * a->stride[1] * (int64_t)rg_dtype_size(a->dtype);
-  h.dim[1] = n;
-  return h;
-}
-
 static rg_status round_g(const rg_call *c, rg_cuda *x, const tables *t, int i, const rg_arg *in,
                          const rg_arg *dy, const rg_arg *g) {
   const bool swiglu = rgi_compress_method_of(c, i) == RGI_SWIGLU;
@@ -312,7 +304,7 @@ static rg_status learned_bwd(const rg_call *c, rg_cuda *x, const tables *t, int 
   for (int64_t left = k->dim[1]; left > 0;) {
     const int64_t n = left < r->heads ? left : r->heads;
     left -= n;
-    const rg_arg in = heads_from(k, left, n), up = heads_from(dy, left, n);
+    const rg_arg in = rgi_slice(k, 1, left, n), up = rgi_slice(dy, 1, left, n);
     rg_arg g = up;
     if (r->g) {
       g = (rg_arg){.data = r->g, .dtype = k->dtype, .rank = 3, .align = 16};
@@ -321,7 +313,7 @@ static rg_status learned_bwd(const rg_call *c, rg_cuda *x, const tables *t, int 
       RGI_TRY(round_g(c, x, t, i, &in, &up, &g));
     }
     if (dx) {
-      const rg_arg to = heads_from(dx, left, n);
+      const rg_arg to = rgi_slice(dx, 1, left, n);
       RGI_TRY(round_x(c, x, t, i, &g, &to));
     }
     if (dw) RGI_TRY(round_w(c, x, t, i, &g, &in, from, left ? &sum : dw, r->partial));

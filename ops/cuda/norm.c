@@ -198,12 +198,7 @@ static bool rope_vectors(const rgi_rope *r) {
 
 /* Features past those that turn. */
 static rg_arg rest_of(const rg_arg *x, int64_t dim) {
-  rg_arg rest = *x;
-  int64_t bytes = dim * (int64_t)rg_dtype_size(x->dtype);
-  rest.data = (char *)x->data + bytes;
-  rest.dim[2] -= dim;
-  while (rest.align > 1 && bytes % rest.align) rest.align /= 2;
-  return rest;
+  return rgi_slice(x, 2, dim, x->dim[2] - dim);
 }
 
 /* Two chunks of pairs for each thread, within what makes angles worth sharing and blocks many. */

@@ -137,20 +137,10 @@ const char *rgi_cuda_cast_path(const rg_call *c) {
   return rgi_cuda_map_path(&m);
 }
 
-/* The part of y that covers [start, start + extent) of an axis. */
-static rg_arg slice_of(const rg_arg *y, int axis, int64_t start, int64_t extent) {
-  rg_arg part = *y;
-  int64_t bytes = start * y->stride[axis] * (int64_t)rg_dtype_size(y->dtype);
-  part.data = (char *)y->data + bytes;
-  part.dim[axis] = extent;
-  while (part.align > 1 && bytes % part.align) part.align /= 2;
-  return part;
-}
-
 static rgi_map accumulate_map(const rg_call *c, rg_arg *part) {
   const rg_arg *x = rg_in(c, 1), *y = rg_out(c, 0);
   int axis = (int)c->attr[0].i;
-  *part = y->rank ? slice_of(y, axis, c->attr[1].i, x->dim[axis]) : *y;
+  *part = y->rank ? rgi_slice(y, axis, c->attr[1].i, x->dim[axis]) : *y;
   return (rgi_map){.map = RGK_COPY, .tensor = {x, part}, .add = {true}};
 }
 rg_status rgi_cuda_accumulate(const rg_call *c, rg_cuda *x) {
@@ -166,7 +156,7 @@ const char *rgi_cuda_accumulate_path(const rg_call *c) {
 
 rg_status rgi_cuda_add_columns(const rg_arg *sum, const rg_arg *part, const rg_arg *to, bool add,
                                rg_cuda *x) {
-  const rg_arg columns = slice_of(sum, part->rank - 1, 0, part->dim[part->rank - 1]);
+  const rg_arg columns = rgi_slice(sum, part->rank - 1, 0, part->dim[part->rank - 1]);
   RGI_TRY(rgi_cuda_map(x, &(rgi_map){.map = RGK_COPY, .tensor = {part, &columns}, .add = {true}}));
   if (to->data == sum->data) return RG_OK;
   return rgi_cuda_map(x, &(rgi_map){.map = RGK_COPY, .tensor = {sum, to}, .add = {add}});
@@ -176,7 +166,7 @@ rg_status rgi_cuda_add_columns(const rg_arg *sum, const rg_arg *part, const rg_a
 
 static rgi_map concat_map(const rg_call *c, const rg_arg *x, int64_t start, rg_arg *part) {
   int axis = (int)c->attr[0].i;
-  *part = slice_of(rg_out(c, 0), axis, start, x->dim[axis]);
+  *part = rgi_slice(rg_out(c, 0), axis, start, x->dim[axis]);
   return (rgi_map){.map = RGK_COPY, .cu = rg_in(c, 1), .tensor = {x, part}};
 }
 rg_status rgi_cuda_concat(const rg_call *c, rg_cuda *x) {
