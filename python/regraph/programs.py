@@ -553,11 +553,12 @@ class Program:
         return self.params.get(said[1:]) if said.startswith("$") else said
 
     def params_for(self, tensors):
-        """The parameters, with those that the tensors say and the caller did not."""
+        """The parameters, with those that the tensors say and the caller did not. Integers say
+        none: one in the place of floats is to be named, not followed."""
         params = dict(self.params)
         for name, tensor in zip(self.inputs, tensors):
             parameter = str(self.spec["inputs"][name]["dtype"])
-            if parameter.startswith("$") and tensor.dtype in NAMES:
+            if parameter.startswith("$") and tensor.dtype in NAMES and tensor.is_floating_point():
                 params.setdefault(parameter[1:], NAMES[tensor.dtype])
         return params
 

@@ -96,6 +96,8 @@ def test_alike():
     for wrong in ([0, 1000], q.numpy()):
         with pytest.raises(RegraphError, match="'k' is of .*; expected a tensor"):
             attend(q, wrong, v)
+    with pytest.raises(RegraphError, match="'q' holds torch.int32; expected torch.bfloat16"):
+        attend(q.int(), k.bfloat16(), v.bfloat16())
     assert torch.equal(attend(torch._neg_view(-q), k, v)["o"], o)
     x = [t.clone().requires_grad_() for t in (q, k, v)]
     minus = torch._neg_view(torch.ones_like(o))
