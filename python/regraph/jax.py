@@ -281,7 +281,8 @@ class Attention:
             if name not in wanted:
                 entry.pop("grad", None)
             dtype = str(entry["dtype"])
-            if dtype.startswith("$") and np.dtype(x.dtype) in _NAMES:  # it follows the arrays
+            if dtype.startswith("$") and jnp.issubdtype(x.dtype, jnp.floating) \
+                    and np.dtype(x.dtype) in _NAMES:  # it follows the arrays
                 params.setdefault(dtype[1:], _NAMES[np.dtype(x.dtype)])
         loaded = core.Spec(spec, name=self.name, **params)
         dims = loaded.solve({name: x.shape for name, x in zip(self.inputs, inputs)})

@@ -145,6 +145,8 @@ def test_mistakes(window):
         window(*x)
     with pytest.raises(RegraphError, match="'gate' is no input; expected q, k"):
         window(*x, gate=x[0])
+    with pytest.raises(RegraphError, match="'q' is int32 .*; expected f32"):
+        window(x[0].astype(np.int32), *x[1:], STARTS)
     with pytest.raises(RegraphError, match="'k' is bfloat16"):
         window(x[0], x[1].astype(jnp.bfloat16), *x[2:], STARTS)
     with pytest.raises(Exception, match="RG_E_DATA.*cu_seqlens"):
