@@ -25,7 +25,8 @@ typedef struct fuser {
   const rgi_graph *g;
   rgi_graph *to;
   const rg_gpu *gpu;
-  bool lanes, again; /* again: nodes that are joint already are joined, nothing else */
+  bool lanes, split_kv;
+  bool again; /* nodes that are joint already are joined, nothing else */
   int joints;
   /* per node of `to`: the node of `g` that it goes before (rank among equals: age) */
   int32_t *before;
@@ -428,6 +429,7 @@ typedef struct joint {
   const rgi_node *of[MOST_JOINED];
   int32_t rest[MOST_PORTS]; /* of a list on `link` */
   int nrest, first, second, own;
+  bool split_kv;
   int32_t in[MOST_PORTS], out[MOST_PORTS];
   int nin[MOST_PORTS], nout[MOST_PORTS];
   rg_value attr[MOST_ATTRS];
@@ -500,6 +502,8 @@ static bool common_attr(const joint *j, const char *name, rg_value *value) {
     *value = (rg_value){.i = j->second, .set = true};
   else if (j->list && strcmp(name, "own") == 0)
     *value = (rg_value){.i = j->own, .set = true};
+  else if (strcmp(name, "split_kv") == 0)
+    *value = (rg_value){.i = j->split_kv, .set = true};
   else
     return false;
   return true;
@@ -540,7 +544,11 @@ static bool merge(joint *j) {
 static rg_status fitting(const fuser *f, const rgi_node *n, const rgi_fusing *fusing, joint *j,
                          rg_error *e) {
   const rg_op *joined = rgi_find_op(f->g->ctx, fusing->joined);
-  *j = (joint){.joined = joined, .link = fusing->link, .list = fusing->list, .own = -1};
+  *j = (joint){.joined = joined,
+               .link = fusing->link,
+               .list = fusing->list,
+               .own = -1,
+               .split_kv = f->split_kv};
   if (joined && joined->nin <= MOST_PORTS && joined->nout <= MOST_PORTS &&
       joined->nattr <= MOST_ATTRS)
     return RG_OK;
@@ -552,6 +560,7 @@ static rg_status fitting(const fuser *f, const rgi_node *n, const rgi_fusing *fu
 static rg_status put_joint(fuser *f, joint *j, int32_t like, const char *suffix, rg_error *e) {
   for (int k = 0; k < j->count; k++) f->gone[j->of[k] - f->g->node] = true;
   f->report->fused++;
+  f->report->split += j->split_kv && rgi_attribute(j->joined, "split_kv") >= 0;
   f->joints++;
   return add_node(f, like, suffix, j->joined, j->attr, j->in, j->nin, j->out, j->nout, like, -1, e);
 }
@@ -619,7 +628,7 @@ static rg_status join(fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e
   RGI_TRY(rgi_node_call(g, m, f->scratch, &first, e));
   RGI_TRY(rgi_node_call(g, n, f->scratch, &call, e));
   first.gpu = call.gpu = f->gpu;
-  if (!fusing->joins(&first, &call)) return RG_OK;
+  if (!fusing->joins(&first, &call, f->split_kv)) return RG_OK;
   return j.list ? put_joint(f, &j, n, j.of[0]->name, e) : put_joint(f, &j, m, b->name, e);
 }
 
@@ -670,8 +679,9 @@ static rg_status join_list(fuser *f, int32_t n, const rgi_fusing *fusing, rg_err
     RGI_TRY(rgi_node_call(g, (int)(j.of[k] - g->node), f->scratch, &call[k], e));
     call[k].gpu = f->gpu;
   }
-  return fusing->joins_both(&call[0], &call[1], &call[2]) ? put_joint(f, &j, n, j.of[0]->name, e)
-                                                          : RG_OK;
+  return fusing->joins_both(&call[0], &call[1], &call[2], f->split_kv)
+             ? put_joint(f, &j, n, j.of[0]->name, e)
+             : RG_OK;
 }
 
 /* ---- the pass ---- */
@@ -719,19 +729,28 @@ static rg_status fuse_all(fuser *f, rg_error *e) {
   return reorder(f, e);
 }
 
-rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, rgi_graph **out,
-                   rgi_fusions **report, rg_error *e) {
+rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, bool split_kv,
+                   rgi_graph **out, rgi_fusions **report, rg_error *e) {
   *out = NULL;
   *report = NULL;
   rgi_arena *arena = rgi_arena_create(g->ctx);
-  fuser f = {.g = g, .gpu = gpu, .lanes = lanes, .scratch = rgi_arena_create(g->ctx)};
+  fuser f = {.g = g,
+             .gpu = gpu,
+             .lanes = lanes,
+             .split_kv = split_kv,
+             .scratch = rgi_arena_create(g->ctx)};
   f.report = arena ? rgi_alloc(arena, sizeof *f.report) : NULL;
   if (f.report) *f.report = (rgi_fusions){.arena = arena};
   rg_status status = f.report && f.scratch ? rgi_graph_clone(g, &f.to, e) : rgi_nomem(e);
   if (status == RG_OK) status = fuse_all(&f, e);
   if (status == RG_OK && f.joints > 0) {
     rgi_graph *once = f.to;
-    fuser more = {.g = once, .gpu = gpu, .again = true, .scratch = f.scratch, .report = f.report};
+    fuser more = {.g = once,
+                  .gpu = gpu,
+                  .split_kv = split_kv,
+                  .again = true,
+                  .scratch = f.scratch,
+                  .report = f.report};
     status = rgi_graph_clone(once, &more.to, e);
     if (status == RG_OK) status = fuse_all(&more, e);
     f.to = more.to;
