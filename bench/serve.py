@@ -9,9 +9,10 @@
     bench/serve.py --dry-run              # which peers are here; needs no GPU
 
 ms, replays of a CUDA graph one behind the other: the mean of twenty, the median of five of those,
-as ours. The seed's scores have buffers for the capacity of a sequence; its column "exact" is at
-buffers for the context and no more. Dense attention is FlashAttention's with a cache in pages:
-FlashAttention 3 (flash_attn_interface), else 2 (flash_attn).
+as ours; split_kv: ours with keys of single tokens shared out, at "exact". The seed's scores have
+buffers for the capacity of a sequence; its column "exact" is at buffers for the context and no
+more. Dense attention is FlashAttention's with a cache in pages: FlashAttention 3
+(flash_attn_interface), else 2 (flash_attn).
 """
 
 import argparse
@@ -33,9 +34,10 @@ DENSE = ("flash_attn_interface", "flash_attn")
 AT_ONCE, REPEATS = 20, 5
 
 
-def ours(regraph):
+def ours(regraph, *options):
     said = subprocess.run([
-        regraph, "bench", ROOT / "examples/nsa_serve.json", "--serve", "--device", "cuda", "--json"
+        regraph, "bench", ROOT / "examples/nsa_serve.json", "--serve", "--device", "cuda", "--json",
+        *options
     ], stdout=subprocess.PIPE, check=True)
     return json.loads(said.stdout)["steps"]
 
@@ -135,11 +137,12 @@ def main():
 
         Seed(args.seed, SHAPE)
     steps = ours(args.regraph)
+    split = ours(args.regraph, "--policy", ROOT / "examples/policies/split_kv.json")
     pool = Pool(torch, max(s["batch"] * s["context"] for s in steps))
     print(f"{'context':>8} {'batch':>6} {'new':>6} " + " ".join(f"{x:>9}" for x in (
-        "exact", "wide", "widest", "seed", "at wide", "dense")))
-    for s in steps:
-        row = [f"{x:9.4f}" for x in s["ms"]]
+        "exact", "wide", "widest", "split_kv", "seed", "at wide", "dense")))
+    for s, shared_out in zip(steps, split):
+        row = [f"{x:9.4f}" for x in (*s["ms"], shared_out["ms"][0])]
         if s["new"] == 1:
             at = torch, pool, s["batch"], s["context"]
             for capacity in (s["context"], s["capacity"][1]):

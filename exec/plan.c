@@ -252,7 +252,9 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
     return RG_OK;
   }
   report(p, "fuse", 0);
-  RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, &next, &p->fusions, e), failed);
+  const bool split_kv = policy && policy->split_kv;
+  RGI_GOTO(status, rgi_fuse(p->graph, p->mem.gpu, p->mem.lanes, split_kv, &next, &p->fusions, e),
+           failed);
   p->unfused = p->graph;
   p->graph = next;
   if (p->fusions->fused == 0) {
@@ -338,6 +340,7 @@ rg_status rg_plan_create(const rg_spec *spec, const rg_policy *policy,
   plan->fusions = p.fusions;
   memcpy(plan->offload_ms, p.offload_ms, sizeof p.offload_ms);
   plan->split_heads = policy ? policy->split_heads : 0;
+  plan->split_kv = policy && policy->split_kv;
 
   RGI_GOTO(status, note_capacity(plan, spec, &o, e), failed);
   report(&p, "recompute", 0);

@@ -93,6 +93,7 @@ struct rg_plan {
   rgi_choice *choice;
   double offload_ms[2]; /* what copies to the host's memory and back add to either direction */
   int split_heads;      /* the policy's: KV heads in a group; 0: not split */
+  bool split_kv;        /* the policy's, whether or not a node takes it */
   rgi_fusions *fusions; /* NULL: switched off */
   rgi_step *step;
   int32_t nstep, nforward, nargs;

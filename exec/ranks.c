@@ -53,7 +53,7 @@ static uint64_t hash_policy(const rg_policy *p) {
   uint64_t h = RGI_HASH;
   if (!p) return h;
   h = hash_number(hash_number(hash_number(h, p->preset), p->budget), p->budget_of_saved);
-  h = hash_number(h, p->split_heads);
+  h = hash_number(hash_number(h, p->split_heads), p->split_kv);
   h = hash_number(hash_number(h, p->cp.local_weights), p->cp.wire_bf16);
   for (int i = 0; i < p->nrecompute; i++) h = rgi_hash_text(h, p->recompute[i]);
   for (int i = 0; i < p->nrule; i++)

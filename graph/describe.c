@@ -409,6 +409,8 @@ static void policy_schema(rgi_buf *b) {
               "  \"split_heads\": {\"description\": \"KV heads a group\", \"type\": \"integer\", "
               "\"minimum\": 1, "
               "\"maximum\": 2147483647},\n"
+              "  \"split_kv\": {\"description\": \"share out the keys of a step's single tokens: "
+              "other bits\", \"type\": \"boolean\", \"default\": false},\n"
               "  \"cp\": {\"description\": \"context parallelism\", \"type\": \"object\", "
               "\"additionalProperties\": false, \"properties\": {\n"
               "   \"ranks\": {\"type\": \"integer\", \"minimum\": 1, \"maximum\": 1024},\n"

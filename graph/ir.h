@@ -278,9 +278,10 @@ typedef struct rgi_fusing {
   /* Of an op whose node may run as one with that of op `with` which makes what is on its in-port
    * `link`: as a node of `joined`, whose ports and attributes have the names of theirs. What both
    * have must be the same, and what `joined` has not must be absent, or its default. `joins`: is
-   * there a kernel for the two? */
+   * there a kernel for the two? split_kv: one that may share out a row's keys (an attribute of that
+   * name is what `joined` is told). */
   const char *with, *link, *joined;
-  bool (*joins)(const rg_call *first, const rg_call *c);
+  bool (*joins)(const rg_call *first, const rg_call *c, bool split_kv);
   /* With `list`, a list of the second one's: what the first makes is no element of it in `joined`,
    * whose attribute "own" says where it was, or -1. The node stands where the second one did. Where
    * ports of both have one name but not the same, `joined` has the first one's as "first.NAME"
@@ -289,7 +290,7 @@ typedef struct rgi_fusing {
    * anybody else. `joined` has what is left of the list, and attributes "first" and "second" for
    * where the two were in it. */
   const char *and_with;
-  bool (*joins_both)(const rg_call *first, const rg_call *second, const rg_call *c);
+  bool (*joins_both)(const rg_call *first, const rg_call *second, const rg_call *c, bool split_kv);
 } rgi_fusing;
 
 struct rgi_backward;

@@ -2,7 +2,8 @@
    recompute/'s business.
 
    One of "preset", "recompute" and "budget" (none of them: nothing is recomputed), and "nodes",
-   "host" and "split_heads" beside any. A policy may also be one word: a preset or a budget.
+   "host", "split_heads", "split_kv" and "cp" beside any. A policy may also be one word: a preset or
+   a budget.
  */
 #include "policy.h"
 #include "json.h"
@@ -151,8 +152,9 @@ static rg_status read_cp(rgi_cp_policy *cp, const rgi_json *v, rg_error *e) {
 }
 
 static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
-  static const char *const keys[] = {"regraph_policy", "preset", "recompute", "budget",  "nodes",
-                                     "split_heads",    "cp",     "doc",       "$schema", "host"};
+  static const char *const keys[] = {"regraph_policy", "preset",      "recompute", "budget",
+                                     "nodes",          "split_heads", "cp",        "doc",
+                                     "$schema",        "host",        "split_kv"};
   RGI_TRY(rgi_json_is(root, "regraph_policy", e));
   RGI_TRY(rgi_json_keys(root, "a policy", keys, RGI_COUNT(keys), 1, "", NULL, e));
   const rgi_json *v = rgi_json_get(root, "regraph_policy");
@@ -190,6 +192,10 @@ static rg_status read_policy(rg_policy *p, const rgi_json *root, rg_error *e) {
       return rgi_fail(e, RG_E_VALUE, "/split_heads", NULL,
                       "groups of %lld KV heads; expected 1 or more", (long long)v->i);
     p->split_heads = (int)v->i;
+  }
+  if ((v = rgi_json_get(root, "split_kv"))) {
+    RGI_TRY(rgi_json_expect(v, RGI_JSON_BOOL, "/split_kv", NULL, e));
+    p->split_kv = v->i;
   }
   return RG_OK;
 }

@@ -45,6 +45,7 @@ struct rg_policy {
   const char *budget_at; /* where it stands */
   bool budget_of_saved;  /* of saved bytes rather than of the peak */
   int split_heads;       /* KV heads per group; 0: not split */
+  bool split_kv;         /* keys of a single token may be shared out: other bits */
   bool host_bound;       /* what is offloaded may take … */
   int64_t host;          /* … so many bytes */
   rgi_cp_policy cp;

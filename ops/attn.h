@@ -163,7 +163,7 @@ const char *rgi_attn_path(const rg_call *c);
 extern const rgi_fusing rgi_attn_fusing; /* of a backward */
 /* Does a kernel run both calls, over pages, and combine of so many branches whose rows are on 16
  * bytes (slc_swa.c)? */
-bool rgi_joins_slc_swa(const rg_call *selected, const rg_call *window, int branches);
+bool rgi_joins_slc_swa(const rg_call *selected, const rg_call *window, int branches, bool split);
 
 /* All of a descriptor but its name, doc, flags, backward and rules; its attributes are `attrs`. */
 #define RGI_ATTN_OP(ins, outs) RGI_ATTN_OP_OF(ins, outs, attrs)

@@ -407,9 +407,10 @@ static const rgi_rules bwd_rules = {.fusing = &(const rgi_fusing){.part = "combi
                                                                   .list = "o",
                                                                   .rest = "combine.gates.bwd"}};
 
-static bool joins(const rg_call *selected, const rg_call *window, const rg_call *c) {
+static bool joins(const rg_call *selected, const rg_call *window, const rg_call *c, bool split) {
   const rgi_blend b = blend(c);
-  return rgi_cuda_blend_vectors(c, &b) && rgi_joins_slc_swa(selected, window, rg_in_count(c, IN_O));
+  return rgi_cuda_blend_vectors(c, &b) &&
+         rgi_joins_slc_swa(selected, window, rg_in_count(c, IN_O), split);
 }
 
 const rg_op rgi_op_combine = {

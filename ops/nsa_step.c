@@ -1,6 +1,7 @@
 /* ops/nsa_step.c: paged_cmp_topk and paged_slc_swa, which reads what the first has chosen, as one
  * node: all of a layer's attention of single tokens in one launch, which the fuse pass makes where
- * there are enough of them for a GPU (kernels/attn/decode_layer_sm90.cuh): the same bits. */
+ * there are enough of them for a GPU (kernels/attn/decode_layer_sm90.cuh): the same bits. With
+ * split_kv for any number, and then sums of their own (kernels/attn/decode_split_sm90.cuh). */
 #include "nsa_step.h"
 
 extern const rg_op rgi_op_paged_cmp_topk, rgi_op_paged_slc_swa;
@@ -38,13 +39,14 @@ static const rg_attr attrs[] = {
     {"first", RG_ATTR_INT, true, 0, 65535, 0, NULL, "selected blocks' place"},
     {"second", RG_ATTR_INT, true, 0, 65535, 0, NULL, "the window's place"},
     {"own", RG_ATTR_INT, true, -1, 65535, 0, NULL, "first.o's place among other branches, or -1"},
+    {"split_kv", RG_ATTR_BOOL, false, 0, 0, 0, NULL, "keys of a token are shared out: other sums"},
 };
 
-bool rgi_joins_nsa(const rg_call *choice, const rg_call *sum) {
+bool rgi_joins_nsa(const rg_call *choice, const rg_call *sum, bool split) {
   (void)sum;
   rgi_cmp_topk of;
   rgi_cmp_topk_view(choice, &of);
-  return rgi_decode_takes_layer(&of.attn, choice->gpu);
+  return rgi_decode_takes_layer(&of.attn, choice->gpu, split);
 }
 
 static void cost(const rg_call *c, rg_cost *sum) {
@@ -60,9 +62,14 @@ static void view_of(const rg_call *c, rgi_cmp_topk *of) {
   rgi_cmp_topk_view(&p.call, of);
 }
 
+static bool splits(const rg_call *c) {
+  return c->attr[rgi_attribute(c->op, "split_kv")].i != 0;
+}
+
 static size_t workspace(const rg_call *c) {
   rgi_cmp_topk of;
   view_of(c, &of);
+  if (splits(c)) return rgi_decode_split_workspace(&of.attn, &of.pages, c->gpu);
   return rgi_decode_workspace(&of.attn, &of.pages, c->gpu);
 }
 
@@ -72,13 +79,13 @@ static rg_status steps(const rg_call *c, rg_cuda *x) {
   view_of(c, &choice);
   const int own = (int)c->attr[rgi_attribute(c->op, "own")].i;
   rgi_slc_swa_view(c, own < 0 ? NULL : rg_out(c, rgi_out_port(c->op, "first.o")), own, &sum);
-  return rgi_decode_layer(&choice.attn, &choice.topk, &choice.pages, &sum.selected, &sum.window,
-                          &sum.pages, &sum.pair, c->gpu, c->workspace, x);
+  return (splits(c) ? rgi_decode_split : rgi_decode_layer)(
+      &choice.attn, &choice.topk, &choice.pages, &sum.selected, &sum.window, &sum.pages, &sum.pair,
+      c->gpu, c->workspace, x);
 }
 
 static const char *path(const rg_call *c) {
-  (void)c;
-  return "wgmma";
+  return splits(c) ? "mma, split_kv" : "wgmma";
 }
 
 const rg_op rgi_op_paged_nsa = {

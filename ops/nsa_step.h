@@ -24,6 +24,6 @@ typedef struct rgi_slc_swa {
 /* `own`, if any, is place `own_at` of the other branches, which are a list otherwise. */
 void rgi_slc_swa_view(const rg_call *c, const rg_arg *own, int own_at, rgi_slc_swa *of);
 
-bool rgi_joins_nsa(const rg_call *choice, const rg_call *sum);
+bool rgi_joins_nsa(const rg_call *choice, const rg_call *sum, bool split);
 
 #endif

@@ -47,11 +47,11 @@ static views view_of(const rg_call *selected, const rg_call *window) {
   return v;
 }
 
-bool rgi_joins_slc_swa(const rg_call *selected, const rg_call *window, int branches) {
+bool rgi_joins_slc_swa(const rg_call *selected, const rg_call *window, int branches, bool split) {
   const views v = view_of(selected, window);
   return branches <= RGK_PAIR_BRANCHES && v.window.window_left >= 0 &&
          v.window.window_left <= MOST_WINDOW &&
-         rgi_decode_takes_pair(&v.selected, &v.window, &v.pages, window->gpu);
+         rgi_decode_takes_pair(&v.selected, &v.window, &v.pages, window->gpu, split);
 }
 
 static void cost(const rg_call *c, rg_cost *sum) {

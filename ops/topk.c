@@ -632,12 +632,12 @@ static const rg_port out_paged[] = {
      "chosen blocks, ascending, then -1; rows past the last live token are 0"},
 };
 
-static bool joins(const rg_call *first, const rg_call *c) {
+static bool joins(const rg_call *first, const rg_call *c, bool split) {
   rgk_pages pages, same;
   const rgi_attn a = rgi_attn_describe(first);
   const rgk_attn k = rgi_cuda_paged_view(&a, &pages);
   const rgk_topk p = rgi_paged_topk_view(c, &same);
-  return rgi_decode_takes(&k, &p, &pages, c->gpu);
+  return rgi_decode_takes(&k, &p, &pages, c->gpu, split);
 }
 
 const rg_op rgi_op_paged_topk = {

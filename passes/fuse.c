@@ -187,20 +187,28 @@ static rg_status fuse_all(rgi_fuser *f, rg_error *e) {
   return reorder(f, e);
 }
 
-rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, rgi_graph **out,
-                   rgi_fusions **report, rg_error *e) {
+rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, bool split_kv,
+                   rgi_graph **out, rgi_fusions **report, rg_error *e) {
   *out = NULL;
   *report = NULL;
   rgi_arena *arena = rgi_arena_create(g->ctx);
-  rgi_fuser f = {.g = g, .gpu = gpu, .lanes = lanes, .scratch = rgi_arena_create(g->ctx)};
+  rgi_fuser f = {.g = g,
+                 .gpu = gpu,
+                 .lanes = lanes,
+                 .split_kv = split_kv,
+                 .scratch = rgi_arena_create(g->ctx)};
   f.report = arena ? rgi_alloc(arena, sizeof *f.report) : NULL;
   if (f.report) *f.report = (rgi_fusions){.arena = arena};
   rg_status status = f.report && f.scratch ? rgi_graph_clone(g, &f.to, e) : rgi_nomem(e);
   if (status == RG_OK) status = fuse_all(&f, e);
   if (status == RG_OK && f.joints > 0) {
     rgi_graph *once = f.to;
-    rgi_fuser more = {
-        .g = once, .gpu = gpu, .again = true, .scratch = f.scratch, .report = f.report};
+    rgi_fuser more = {.g = once,
+                      .gpu = gpu,
+                      .split_kv = split_kv,
+                      .again = true,
+                      .scratch = f.scratch,
+                      .report = f.report};
     status = rgi_graph_clone(once, &more.to, e);
     if (status == RG_OK) status = fuse_all(&more, e);
     f.to = more.to;

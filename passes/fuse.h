@@ -42,6 +42,7 @@ typedef struct rgi_fusions {
   rgi_fusion *at;
   int count;
   int fused;                      /* nodes taken apart, pairs joined */
+  int split;                      /* of those, nodes that share out a row's keys */
   int casts;                      /* taken over */
   double cast_before, cast_after; /* bytes that those and the nodes that took them over move */
   /* of the plan, most bytes alive at once; filled in by the plan */
@@ -49,10 +50,11 @@ typedef struct rgi_fusions {
 } rgi_fusions;
 
 /* Borrows a differentiated graph; gpu NULL: for the CPU. `lanes`: nodes may run side by side. A
- * part then waits for the reader of the one before, else all parts would be made at once. *report
- * has its own arena. */
-rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, rgi_graph **out,
-                   rgi_fusions **report, rg_error *e);
+ * part then waits for the reader of the one before, else all parts would be made at once.
+ * `split_kv`: nodes that share out a row's keys are wanted where there are such (rg_plan_options):
+ * these have other bits. *report has its own arena. */
+rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, bool split_kv,
+                   rgi_graph **out, rgi_fusions **report, rg_error *e);
 void rgi_fusions_destroy(rgi_fusions *f); /* NULL is fine */
 
 #endif

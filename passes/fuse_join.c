@@ -20,6 +20,7 @@ typedef struct joint {
   const rgi_node *of[MOST_JOINED];
   int32_t rest[RGI_FUSE_PORTS]; /* of a list on `link` */
   int nrest, first, second, own;
+  bool split_kv;
   int32_t in[RGI_FUSE_PORTS], out[RGI_FUSE_PORTS];
   int nin[RGI_FUSE_PORTS], nout[RGI_FUSE_PORTS];
   rg_value attr[RGI_FUSE_ATTRS];
@@ -87,6 +88,8 @@ static bool common_attr(const joint *j, const char *name, rg_value *value) {
     *value = (rg_value){.i = j->second, .set = true};
   else if (j->list && strcmp(name, "own") == 0)
     *value = (rg_value){.i = j->own, .set = true};
+  else if (strcmp(name, "split_kv") == 0)
+    *value = (rg_value){.i = j->split_kv, .set = true};
   else
     return false;
   return true;
@@ -127,7 +130,11 @@ static bool merge(joint *j) {
 static rg_status fitting(const rgi_fuser *f, const rgi_node *n, const rgi_fusing *fusing, joint *j,
                          rg_error *e) {
   const rg_op *joined = rgi_find_op(f->g->ctx, fusing->joined);
-  *j = (joint){.joined = joined, .link = fusing->link, .list = fusing->list, .own = -1};
+  *j = (joint){.joined = joined,
+               .link = fusing->link,
+               .list = fusing->list,
+               .own = -1,
+               .split_kv = f->split_kv};
   if (joined && joined->nin <= RGI_FUSE_PORTS && joined->nout <= RGI_FUSE_PORTS &&
       joined->nattr <= RGI_FUSE_ATTRS)
     return RG_OK;
@@ -139,6 +146,7 @@ static rg_status fitting(const rgi_fuser *f, const rgi_node *n, const rgi_fusing
 static rg_status put_joint(rgi_fuser *f, joint *j, int32_t like, const char *suffix, rg_error *e) {
   for (int k = 0; k < j->count; k++) f->gone[j->of[k] - f->g->node] = true;
   f->report->fused++;
+  f->report->split += j->split_kv && rgi_attribute(j->joined, "split_kv") >= 0;
   f->joints++;
   return rgi_fuse_add(f, like, suffix, j->joined, j->attr, j->in, j->nin, j->out, j->nout, like, -1,
                       e);
@@ -208,7 +216,7 @@ static rg_status join(rgi_fuser *f, int32_t n, const rgi_fusing *fusing, rg_erro
   RGI_TRY(rgi_node_call(g, m, f->scratch, &first, e));
   RGI_TRY(rgi_node_call(g, n, f->scratch, &call, e));
   first.gpu = call.gpu = f->gpu;
-  if (!fusing->joins(&first, &call)) return RG_OK;
+  if (!fusing->joins(&first, &call, f->split_kv)) return RG_OK;
   return j.list ? put_joint(f, &j, n, j.of[0]->name, e) : put_joint(f, &j, m, b->name, e);
 }
 
@@ -259,8 +267,9 @@ static rg_status join_list(rgi_fuser *f, int32_t n, const rgi_fusing *fusing, rg
     RGI_TRY(rgi_node_call(g, (int)(j.of[k] - g->node), f->scratch, &call[k], e));
     call[k].gpu = f->gpu;
   }
-  return fusing->joins_both(&call[0], &call[1], &call[2]) ? put_joint(f, &j, n, j.of[0]->name, e)
-                                                          : RG_OK;
+  return fusing->joins_both(&call[0], &call[1], &call[2], f->split_kv)
+             ? put_joint(f, &j, n, j.of[0]->name, e)
+             : RG_OK;
 }
 
 rg_status rgi_fuse_join(rgi_fuser *f, int32_t n, const rgi_fusing *fusing, rg_error *e) {

@@ -9,7 +9,8 @@ typedef struct rgi_fuser {
   const rgi_graph *g;
   rgi_graph *to;
   const rg_gpu *gpu;
-  bool lanes, again; /* again: nodes that are joint already are joined, nothing else */
+  bool lanes, split_kv;
+  bool again; /* nodes that are joint already are joined, nothing else */
   int joints;
   /* per node of `to`: the node of `g` that it goes before (rank among equals: age) */
   int32_t *before;

@@ -160,6 +160,7 @@ static void json_policy(const rg_plan *plan, rgi_buf *b) {
     }
   if (offloaded) rgi_buf_printf(b, "}");
   if (plan->split_heads) rgi_buf_printf(b, ", \"split_heads\": %d", plan->split_heads);
+  if (plan->split_kv) rgi_buf_printf(b, ", \"split_kv\": true");
   rgi_buf_printf(b, "},\n");
 }
 
@@ -194,6 +195,7 @@ static void json_fusions(const rg_plan *plan, rgi_buf *b) {
     json_int(b, "peak_after_bytes", f->peak_after);
   }
   if (f->casts) json_int(b, "casts_taken_over", f->casts);
+  if (plan->split_kv) json_int(b, "split_kv_nodes", f->split);
   rgi_buf_printf(b, "\"nodes\": [");
   for (int i = 0; i < f->count; i++) {
     const rgi_fusion *a = &f->at[i];

@@ -123,6 +123,14 @@ static void write_fusions(const rg_plan *plan, rgi_buf *b) {
     rgi_buf_printf(b, "  fuse         %d cast%s taken over by what adds last: moves %s -> %s\n",
                    f->casts, f->casts == 1 ? "" : "s", rg_human_bytes((int64_t)f->cast_before, x),
                    rg_human_bytes((int64_t)f->cast_after, y));
+  if (plan->split_kv && f && f->split)
+    rgi_buf_printf(b, "  split_kv     keys of single tokens shared out: %d node%s\n", f->split,
+                   f->split == 1 ? "" : "s");
+  else if (plan->split_kv)
+    rgi_buf_printf(b, "  split_kv     changes nothing: %s\n",
+                   !plan->cuda ? "it is for GPUs"
+                   : !f        ? "no nodes are joined"
+                               : "no node is a layer's step of single tokens as it wants them");
   if (f && f->fused)
     rgi_buf_printf(b, "  fuse         peak %s -> %s, the most bytes alive at once\n",
                    rg_human_bytes(f->peak_before, x), rg_human_bytes(f->peak_after, y));

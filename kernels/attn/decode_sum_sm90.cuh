@@ -8,6 +8,29 @@
 namespace rgk {
 namespace decode {
 
+/* Weights of a head's branches. */
+__device__ __forceinline__ void gate_weights(const rgk_decode_pair &d, int token, int head,
+                                             float (&w)[RGK_PAIR_BRANCHES]) {
+  constexpr int MOST = RGK_PAIR_BRANCHES;
+  float x[MOST], most = -INFINITY, sum = 0;
+#pragma unroll
+  for (int k = 0; k < MOST; k++)
+    if (k < d.n)
+      x[k] = rgk::load(d.gate.data, d.gate.dtype,
+                       (int64_t)token * d.gate.row + head * d.gate.head + k);
+  if (d.act == SOFTMAX) {
+#pragma unroll
+    for (int k = 0; k < MOST; k++)
+      if (k < d.n) most = more_gate(most, x[k]);
+#pragma unroll
+    for (int k = 0; k < MOST; k++)
+      if (k < d.n) sum = gate_sum_add(sum, x[k], most);
+  }
+#pragma unroll
+  for (int k = 0; k < MOST; k++)
+    if (k < d.n) w[k] = gate_weight(d.act, x[k], most, sum);
+}
+
 /* A warpgroup's thread has PIECES of eight values of 16 heads' rows, of which this takes N. */
 template <class C> constexpr int PIECES = HEADS *(C::E / 8) / WARPGROUP;
 template <class C, int N> struct branch_sum {
@@ -34,27 +57,8 @@ template <class C, int N> struct branch_sum {
           part[i][k] = *(const uint4 *)((const T *)b.o + (int64_t)token * b.row +
                                         head_of(i) * b.head + tid % UNITS * 8);
       }
-      weigh(head_of(i), w[i]);
+      gate_weights(d, token, head_of(i), w[i]);
     }
-  }
-  __device__ __forceinline__ void weigh(int head, float (&w)[MOST]) const {
-    float x[MOST], most = -INFINITY, sum = 0;
-#pragma unroll
-    for (int k = 0; k < MOST; k++)
-      if (k < d.n)
-        x[k] = rgk::load(d.gate.data, d.gate.dtype,
-                         (int64_t)token * d.gate.row + head * d.gate.head + k);
-    if (d.act == SOFTMAX) {
-#pragma unroll
-      for (int k = 0; k < MOST; k++)
-        if (k < d.n) most = more_gate(most, x[k]);
-#pragma unroll
-      for (int k = 0; k < MOST; k++)
-        if (k < d.n) sum = gate_sum_add(sum, x[k], most);
-    }
-#pragma unroll
-    for (int k = 0; k < MOST; k++)
-      if (k < d.n) w[k] = gate_weight(d.act, x[k], most, sum);
   }
   /* Piece i, of which selected blocks made `selected`. */
   __device__ __forceinline__ void put(int i, const uint4 &selected) const {

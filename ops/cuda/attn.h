@@ -52,7 +52,7 @@ rg_status rgi_attn_plain_paged(const rgk_attn *a, const rgk_pages *pages, const 
 /* A step of single tokens: attention over compressed keys and the choice of blocks in one launch
  * (kernels/attn/decode.h), the bits of both. Same queries, keys and scale. */
 bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pages,
-                      const rg_gpu *gpu);
+                      const rg_gpu *gpu, bool split);
 size_t rgi_decode_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
 rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pages *pages,
                           const rg_gpu *gpu, void *workspace, rg_cuda *x);
@@ -65,14 +65,21 @@ rg_status rgi_decode_selected(const rgk_attn *a, const rgk_pages *pages, const r
  * the rest is filled in. */
 struct rgk_decode_pair;
 bool rgi_decode_takes_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
-                           const rg_gpu *gpu);
+                           const rg_gpu *gpu, bool split);
 rg_status rgi_decode_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
                           const rg_gpu *gpu, struct rgk_decode_pair *p, rg_cuda *x);
 
 /* All of a layer's: rgi_decode_step's, and rgi_decode_pair's of what is chosen there, in one
- * launch. Takes what both take, of as many tokens as it is the fastest for. */
-bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu);
+ * launch. Takes what both take, of as many tokens as it is the fastest for; split, where a token's
+ * keys are shared out, of any number. */
+bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu, bool split);
 rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
+                           const rgk_pages *compressed_pages, const rgk_attn *selected,
+                           const rgk_attn *window, const rgk_pages *pages,
+                           const struct rgk_decode_pair *pair, const rg_gpu *gpu, void *workspace,
+                           rg_cuda *x);
+size_t rgi_decode_split_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
+rg_status rgi_decode_split(const rgk_attn *compressed, const rgk_topk *topk,
                            const rgk_pages *compressed_pages, const rgk_attn *selected,
                            const rgk_attn *window, const rgk_pages *pages,
                            const struct rgk_decode_pair *pair, const rg_gpu *gpu, void *workspace,

@@ -1,7 +1,7 @@
 /* ops/cuda/flash_fwd.c: forward of swa_attn and cmp_attn on Hopper's tensor cores, the same over
  * pages, and attention with choice of single tokens; see kernels/attn/flash_fwd_sm90.cuh and
  * decode.h. */
-#include "../../kernels/attn/decode.h"
+#include "../../kernels/attn/decode_split.h"
 #include "attn.h"
 #include "hopper.h"
 
@@ -190,9 +190,10 @@ static int64_t decode_pitch(const rgk_pages *pages) {
 }
 
 bool rgi_decode_takes(const rgk_attn *a, const rgk_topk *p, const rgk_pages *pages,
-                      const rg_gpu *gpu) {
+                      const rg_gpu *gpu, bool split) {
   if (paged_refuses(a, pages, gpu)) return false;
-  if (pages->most > pages->count) return false; /* would want more room than there are keys */
+  /* would want more room than there are keys; split, where no bit may hang on capacities, less */
+  if (pages->most > pages->count && !split) return false;
 #ifdef REGRAPH_CUDA
   if (!rgk_decode_sm90((rg_dtype)a->dtype, a->D, false)) return false;
 #endif
@@ -300,11 +301,11 @@ rg_status rgi_decode_selected(const rgk_attn *a, const rgk_pages *pages, const r
 }
 
 bool rgi_decode_takes_pair(const rgk_attn *selected, const rgk_attn *window, const rgk_pages *pages,
-                           const rg_gpu *gpu) {
+                           const rg_gpu *gpu, bool split) {
 #ifdef REGRAPH_CUDA
   if (!rgk_decode_pair_sm90((rg_dtype)window->dtype, window->D)) return false;
 #endif
-  return !decodes_twins(window, gpu) && !paged_refuses(window, pages, gpu) &&
+  return (split || !decodes_twins(window, gpu)) && !paged_refuses(window, pages, gpu) &&
          of_single_tokens(window) && !rgi_paged_gather_fwd.refuses(selected, pages, gpu) &&
          rgi_decode_takes_selected(selected, pages) && !selected->lse.data && !window->lse.data;
 }
@@ -325,11 +326,12 @@ rg_status rgi_decode_pair(const rgk_attn *selected, const rgk_attn *window, cons
                        RGK_PAIR_THREADS, RGK_PAIR_SHARED, p, sizeof *p, x);
 }
 
-bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu) {
+bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu, bool split) {
 #ifdef REGRAPH_CUDA
+  if (split) return rgk_decode_split_sm90((rg_dtype)compressed->dtype, compressed->D) != NULL;
   if (!rgk_decode_layer_sm90((rg_dtype)compressed->dtype, compressed->D)) return false;
 #endif
-  return decodes_few(compressed, gpu);
+  return split || decodes_few(compressed, gpu);
 }
 
 rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
@@ -345,6 +347,58 @@ rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
   return decode_launch(compressed, gpu,
                        rgk_decode_layer_sm90((rg_dtype)compressed->dtype, compressed->D), 1,
                        RGK_DECODE_THREADS, RGK_DECODE_SHARED(compressed->D), &p, sizeof p, x);
+}
+
+/* ---- single tokens, each shared out among a cluster ---- */
+
+/* Clusters of n blocks of threads that run at once, at least: those of more than two find their
+ * multiprocessors among some 16 to 18 neighbours. */
+static int64_t clusters_at_once(int32_t n, const rg_gpu *gpu) {
+  return n <= 2 ? gpu->sms / n : (int64_t)(gpu->sms / 18) * (16 / n);
+}
+/* As many blocks of threads as there is room for at once: sums do not depend on it. */
+static int32_t split_blocks(const rgk_attn *a, const rg_gpu *gpu) {
+  int32_t n = RGK_SPLIT_MOST;
+  while (n > 1 && a->T * a->KH > clusters_at_once(n, gpu)) n = n > 4 ? n / 2 : n - 1;
+  return n;
+}
+static int64_t split_clusters(const rgk_attn *a, const rg_gpu *gpu) {
+  const int64_t jobs = a->T * a->KH, most = clusters_at_once(split_blocks(a, gpu), gpu);
+  return jobs < most ? jobs : most;
+}
+static int64_t split_pitch(const rgk_pages *pages) {
+  return ((int64_t)pages->most * pages->rows / RGK_SPLIT_CHUNK + 2) * RGK_SPLIT_CHUNK;
+}
+static int64_t split_room(const rgk_attn *a, const rgk_pages *pages) {
+  return (int64_t)RGI_ROUND256(RGK_SPLIT_ROOM(a->D, split_pitch(pages)));
+}
+
+size_t rgi_decode_split_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu) {
+  return (size_t)(split_clusters(a, gpu) * split_room(a, pages));
+}
+
+rg_status rgi_decode_split(const rgk_attn *compressed, const rgk_topk *topk,
+                           const rgk_pages *compressed_pages, const rgk_attn *selected,
+                           const rgk_attn *window, const rgk_pages *pages,
+                           const rgk_decode_pair *pair, const rg_gpu *gpu, void *workspace,
+                           rg_cuda *x) {
+  rgk_decode_split p;
+  memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
+  p.pair = *pair;
+  RGI_TRY(choice_fill(compressed, topk, compressed_pages, workspace, &p.d, x->error));
+  RGI_TRY(decode_fill(selected, pages, &p.pair.selected.f, x->error));
+  RGI_TRY(decode_fill(window, pages, &p.pair.window, x->error));
+  p.d.pitch = split_pitch(compressed_pages);
+  p.room_bytes = split_room(compressed, compressed_pages);
+  p.blocks = split_blocks(compressed, gpu);
+  return x->launch(
+      x, &(rg_launch){.function = rgk_decode_split_sm90((rg_dtype)compressed->dtype, compressed->D),
+                      .grid = {(uint32_t)(split_clusters(compressed, gpu) * p.blocks), 1, 1},
+                      .block = {32 * RGK_SPLIT_WARPS, 1, 1},
+                      .cluster = (uint32_t)p.blocks,
+                      .shared = RGK_SPLIT_SHARED(compressed->D),
+                      .params = &p,
+                      .size = sizeof p});
 }
 
 /* ---- any lengths ---- */

@@ -159,7 +159,8 @@ static rg_status means(const rg_call *c, rg_cuda *x) {
   return launch(x, rgk_paged_means(), means_blocks(c), n, 1, RGK_PAGED_MEAN_THREADS, &p, sizeof p);
 }
 
-bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress) {
+bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress, bool split) {
+  (void)split;
   const int64_t kernel = compress->attr[RGI_CMP_KERNEL].i,
                 stride = compress->attr[RGI_CMP_STRIDE].i;
   for (int i = 0; i < 2; i++) {

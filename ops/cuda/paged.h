@@ -16,7 +16,7 @@ rg_status rgi_cuda_kv_append(const rg_call *c, rg_cuda *x);
 size_t rgi_cuda_kv_compress_workspace(const rg_call *c);
 rg_status rgi_cuda_kv_compress(const rg_call *c, rg_cuda *x);
 /* Both in one launch, the bits of the two. */
-bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress);
+bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress, bool split);
 rg_status rgi_cuda_kv_step(const rg_call *append, const rg_call *compress, rg_cuda *x);
 size_t rgi_cuda_page_copy_workspace(const rg_call *c);
 rg_status rgi_cuda_page_copy(const rg_call *c, rg_cuda *x);

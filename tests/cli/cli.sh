@@ -393,6 +393,14 @@ expect 0 '^ *1K +8 +1 ' bench "$examples/nsa_serve.json" "${tiny[@]}" --serve
 expect 0 '^4 x 512, 1 new: .* slc_o ' bench "$examples/nsa_serve.json" "${tiny[@]}" --serve \
   --eager --set P=16
 expect 2 'specs of a serving step' bench "$nsa" "${small[@]}" --set T=64 --serve
+few=(--set B=8 --set M=64 --set P=512 --set F=1
+  --policy "$examples/policies/split_kv.json")
+expect 0 'split_kv +changes nothing: it is for GPUs' plan "$examples/nsa_serve.json" "${few[@]}" \
+  --set T=8
+expect 0 'split_kv +keys of single tokens shared out: 1 node$' plan "$examples/nsa_serve.json" \
+  "${few[@]}" --set T=8 --device cuda
+expect 0 '"split_kv_nodes": 0' plan "$examples/nsa_serve.json" "${few[@]}" --set T=9 --json \
+  --device cuda
 expect 2 'leave their number free' bench "$examples/nsa_serve.json" --serve --set T=7
 expect 2 'leave one of the two out' bench "$examples/nsa_serve.json" --serve --html serve.html
 

@@ -35,7 +35,7 @@ static fused fuse_spec(const rg_spec *spec, int heads, const rg_gpu *gpu, bool l
   CR_OK(rgi_spec_elaborate(spec, set, 2, true, &whole, &e), &e);
   CR_OK(rgi_split_heads(whole, heads, &split, &e), &e);
   CR_OK(rgi_autodiff(split, &f.before, &e), &e);
-  CR_OK(rgi_fuse(f.before, gpu, lanes, &f.after, &f.report, &e), &e);
+  CR_OK(rgi_fuse(f.before, gpu, lanes, false, &f.after, &f.report, &e), &e);
   rgi_graph_destroy(whole);
   rgi_graph_destroy(split);
   return f;
@@ -55,7 +55,7 @@ static int count_op(const rgi_graph *g, const char *op) {
 
 /* One layer's serving step, for so many rows and sequences, whose tables have `most` entries. */
 static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, int most, const char *name,
-                       int value) {
+                       int value, bool split_kv) {
   rg_error e = {0};
   rg_spec *spec;
   rgi_graph *g;
@@ -68,7 +68,7 @@ static fused fuse_step(const rg_gpu *gpu, int rows, int sequences, int most, con
   CR_OK(rg_spec_load_file(ctx, RG_SOURCE_DIR "/examples/nsa_serve.json", &given, 1, &spec, &e), &e);
   CR_OK(rgi_spec_elaborate(spec, set, 5, true, &g, &e), &e);
   CR_OK(rgi_autodiff(g, &f.before, &e), &e);
-  CR_OK(rgi_fuse(f.before, gpu, true, &f.after, &f.report, &e), &e);
+  CR_OK(rgi_fuse(f.before, gpu, true, split_kv, &f.after, &f.report, &e), &e);
   rgi_graph_destroy(g);
   rg_spec_destroy(spec);
   return f;
@@ -133,7 +133,8 @@ Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
       {NULL, 99, 99, 32, "H", 64, false, false},
   };
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
-    fused f = fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].most, c[i].name, c[i].value);
+    fused f =
+        fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].most, c[i].name, c[i].value, false);
     const bool all = c[i].choice && c[i].sum && c[i].rows < 99;     /* then in turn */
     const bool rows = c[i].gpu && strcmp(c[i].name, "stride") != 0; /* blocks of two groups */
     cr_assert_eq(f.report->fused, c[i].choice + c[i].sum + all + rows, "case %zu: %d", i,
@@ -151,6 +152,37 @@ Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
     cr_assert_eq(count_op(f.after, "combine"), !c[i].sum, "case %zu", i);
     cr_assert_eq(f.after->nnode, f.before->nnode - c[i].choice - 2 * c[i].sum - all - rows,
                  "case %zu", i);
+    check_places(f.after, i);
+    drop(&f);
+  }
+}
+
+/* Keys of a token are shared out whatever the number of tokens and the table's width are: no bit
+ * hangs on those. */
+Test(fuse, shared_out_keys, .init = begin, .fini = end) {
+  static const rg_gpu hopper = {90, 132}, older = {80, 108};
+  static const struct {
+    const rg_gpu *gpu;
+    int rows, sequences, most;
+    const char *name;
+    int value;
+    bool taken;
+  } c[] = {{&hopper, 1, 1, 32, "H", 64, true},         {&hopper, 8, 16, 32, "H", 64, true},
+           {&hopper, 98, 98, 32, "H", 64, true},       {&hopper, 300, 300, 32, "H", 64, true},
+           {&hopper, 9, 9, 101, "H", 64, true},        {&hopper, 9, 9, 32, "window", 1024, true},
+           {&hopper, 9, 9, 32, "window", 1025, false}, {&hopper, 9, 9, 32, "H", 32, false},
+           {&hopper, 10, 9, 32, "H", 64, false},       {&hopper, 9, 9, 32, "stride", 8, false},
+           {&older, 9, 9, 32, "H", 64, false},         {NULL, 9, 9, 32, "H", 64, false}};
+  for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+    fused f =
+        fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].most, c[i].name, c[i].value, true);
+    cr_assert_eq(f.report->split, c[i].taken, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_nsa"), c[i].taken, "case %zu", i);
+    for (int32_t n = 0; n < f.after->nnode; n++) {
+      const rgi_node *x = &f.after->node[n];
+      if (strcmp(x->op->name, "paged_nsa") == 0)
+        cr_assert_eq(x->attr[rgi_attribute(x->op, "split_kv")].i, 1, "case %zu", i);
+    }
     check_places(f.after, i);
     drop(&f);
   }
@@ -294,7 +326,8 @@ Test(fuse, finds_nothing_in_forward_graphs, .init = begin, .fini = end) {
   rgi_graph *again;
   rgi_fusions *report;
   cr_assert_eq(f.after->nnode > 0, true);
-  CR_OK(rgi_fuse(f.after, NULL, false, &again, &report, &e), &e); /* what is fused stays as it is */
+  CR_OK(rgi_fuse(f.after, NULL, false, false, &again, &report, &e),
+        &e); /* what is fused stays as it is */
   cr_assert_eq(report->fused, 0);
   cr_assert_eq(again->nnode, f.after->nnode);
   rgi_graph_destroy(again);

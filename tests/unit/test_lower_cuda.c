@@ -52,11 +52,12 @@ Test(lower_cuda, launches_over_pages) {
                                          {"D", 16, NULL},
                                          {"DV", 8, NULL},
                                          {"W", 24, NULL}}};
+  static const char split[] = "{ \"regraph_policy\": 1, \"split_kv\": true }";
   bench b = open_bench(9);
-  int all = 0;
+  int all = 0, shared_out = 0;
   for (int i = 0; i < 2; i++)
     for (int small = 0; small < 2; small++)
-      for (int k = 0; k < 4; k++) {
+      for (int k = 0; k < 5; k++) {
         rg_error e = {0};
         char path[512];
         const bool older = k % 2;
@@ -65,7 +66,8 @@ Test(lower_cuda, launches_over_pages) {
         snprintf(path, sizeof path, "%s/examples/%s.json", RG_SOURCE_DIR, name[i]);
         rg_spec_destroy(b.spec);
         CR_OK(rg_spec_load_file(b.ctx, path, set[i], small ? 10 : 3 + i, &b.spec, &e), &e);
-        rg_plan *plan = plan_of(&b, NULL, false, older);
+        rg_plan *plan = plan_of(&b, k == 4 ? split : NULL, false, older);
+        shared_out += plan->fusions->split;
         check_launches(&b, plan, name[i]);
         check_edges(b.t, plan, name[i]);
         for (int n = 0; n < plan->graph->nnode; n++)
@@ -73,6 +75,7 @@ Test(lower_cuda, launches_over_pages) {
         rg_plan_destroy(plan);
       }
   cr_assert_gt(all, 0);
+  cr_assert_gt(shared_out, 0);
   report(&b);
   close_bench(&b);
 }

@@ -38,10 +38,12 @@ Test(policy, kinds) {
   rg_policy *p = must_load("");
   cr_assert_eq(p->preset, RGI_PRESET_NONE);
   cr_assert_eq(p->split_heads, 0);
+  cr_assert_not(p->split_kv);
   rg_policy_destroy(p);
-  p = must_load("\"preset\": \"none\", \"split_heads\": 2, \"doc\": \"text\"");
+  p = must_load("\"preset\": \"none\", \"split_heads\": 2, \"split_kv\": true, \"doc\": \"text\"");
   cr_assert_eq(p->preset, RGI_PRESET_NONE);
   cr_assert_eq(p->split_heads, 2);
+  cr_assert(p->split_kv);
   rg_policy_destroy(p);
   p = must_load("\"preset\": \"all\"");
   cr_assert_eq(p->preset, RGI_PRESET_ALL);
@@ -192,8 +194,8 @@ Test(policy, misuse) {
   cr_assert_eq(rg_policy_load_text(ctx, "{}", 2, NULL, NULL, NULL), RG_E_USAGE);
   cr_assert_eq(rg_policy_load_text(ctx, "{}", 2, NULL, &p, NULL), RG_E_KEY);
   rg_policy_destroy(NULL);
-  static const char *const name[] = {"all", "none", "budget", "partial"};
-  for (int i = 0; i < 4; i++) {
+  static const char *const name[] = {"all", "none", "budget", "partial", "split_kv"};
+  for (int i = 0; i < 5; i++) {
     char path[512];
     snprintf(path, sizeof path, RG_SOURCE_DIR "/examples/policies/%s.json", name[i]);
     e = (rg_error){0};

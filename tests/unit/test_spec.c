@@ -446,7 +446,7 @@ Test(spec, schemas_follow_the_op_table) {
 
   cr_assert_eq(rg_describe(ctx, "schema-policy", &text, NULL), RG_OK);
   cr_assert_eq(rgi_json_parse(a, text.data, text.size, &schema, NULL), RG_OK);
-  cr_assert_eq(find(schema, "properties")->n, 10);
+  cr_assert_eq(find(schema, "properties")->n, 11);
   rg_text_destroy(&text);
   cr_assert_eq(rg_describe(ctx, "ops", &text, NULL), RG_OK);
   cr_assert(strstr(text.data, "\ncompress_kv: "));
