@@ -14,6 +14,7 @@ enum {
   RGK_DECODE_RANKS = 256,   /* threads that rank, beside 128 that load and 128 that attend */
   RGK_DECODE_THREADS = 256 + RGK_DECODE_RANKS,
   RGK_DECODE_ROWS_KEPT = 17, /* rows of `pitch` floats that a block of threads has to itself */
+  RGK_DECODE_HELD = 1024,    /* compressed keys whose products shared memory has room for */
   /* The same where blocks are chosen nearly first, bytes for each tile: twice sums of each block
    * and head in bf16 and what they are above, once the blocks' scores, in fp64. */
   RGK_DECODE_BLOCKS = RGK_DECODE_KEYS / RGK_DECODE_BLOCK,
@@ -30,18 +31,24 @@ enum {
        (256 * RGK_DECODE_KEYS * RGK_DECODE_STAGES(D) + 2 * 128 * RGK_DECODE_HEADS) +               \
    RGK_DECODE_HEADS * 4 * RGK_DECODE_KEYS + RGK_DECODE_KEYS / 8 * (4 * RGK_DECODE_HEADS + 4) * 4 + \
    4 * RGK_DECODE_SCORES + 3072)
+/* Where products are held: of width 128 they take a stage's place. */
+#define RGK_DECODE_HELD_STAGES(D) (RGK_DECODE_STAGES(D) - ((D) == 128))
+#define RGK_DECODE_HELD_SHARED(D) \
+  (RGK_DECODE_SHARED(D) + ((D) == 128 ? 0 : RGK_DECODE_HEADS * 4 * (RGK_DECODE_HELD + 4)) + 1536)
 
 /* A job is a token of a KV head; slots are rows of q.
  *
  * `room`: per block of threads the products of its token with each row of the sequence, head by
- * head, then places for the blocks' scores. */
+ * head, where they are more than RGK_DECODE_HELD or twins share it; then places for the blocks'
+ * scores. */
 typedef struct rgk_decode {
   rgk_flash_paged f; /* tiles of one token */
   rgk_topk topk;
   float *room;
   int64_t pitch; /* a multiple of a tile */
 } rgk_decode;
-/* Twins: a cluster of two blocks of threads for a token of a KV head, to the same bits. */
+/* In RGK_DECODE_HELD_SHARED. Twins: a cluster of two blocks of threads for a token of a KV head, to
+ * the same bits, in RGK_DECODE_SHARED. */
 RGK_GETTER(rgk_decode_sm90(rg_dtype type, int32_t width, bool twins))
 /* The same, to the same bits, where a block of threads has few tokens: blocks are chosen nearly
  * first (decode_near_sm90.cu). */

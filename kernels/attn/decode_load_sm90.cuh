@@ -17,6 +17,7 @@ enum kind { RANKED, ALONE, SELECTED }; /* blocks are chosen besides; they are no
 constexpr int HEADS = RGK_DECODE_HEADS, MOST = 32;
 constexpr int RANKS = RGK_DECODE_RANKS, WARPS = RANKS / 32; /* of those who rank */
 constexpr int ROWS16 = HEADS * 128;                         /* bytes of a panel of 16 rows */
+constexpr int HELD_PITCH = RGK_DECODE_HELD + 4;             /* so that banks differ */
 
 /* Where what is at a stage lies: slots of 64 keys, of which a tile of 128 takes two from an even
  * one on. A slot has a parity of its own. */
@@ -49,7 +50,8 @@ __device__ __forceinline__ void wait_empty(uint64_t *empty, const slot_ring<n, k
 /* PAIRED: selected blocks and a window share a block of threads (decode_pair_sm90.cu). TWINS: two
  * share a token. NEAR: blocks are chosen nearly first (decode_near_sm90.cu). LAYER: one warpgroup
  * attends to compressed keys, window and selected blocks in turn (decode_layer_sm90.cuh), in the
- * memory of `whole`. */
+ * memory of `whole`. HELD: products of a short context stay in shared memory. AHEAD: a block of
+ * threads has many tokens, and where the next one's keys are is looked up early. */
 template <class Type, int D, kind KIND_, bool PAIRED_ = false, bool TWINS_ = false,
           bool NEAR_ = false, bool LAYER_ = false>
 struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
@@ -57,9 +59,13 @@ struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
   static constexpr bool PAIRED = PAIRED_, TWINS = TWINS_, NEAR = NEAR_ && KIND == RANKED,
                         LAYER = LAYER_;
   static constexpr int KEYS = KIND == SELECTED ? 64 : RGK_DECODE_KEYS, HALVES = KEYS / 64;
-  static constexpr int STAGES = PAIRED && !LAYER
-                                    ? RGK_PAIR_STAGES(D, KIND == SELECTED)
+  static constexpr bool HELD = KIND == RANKED && !NEAR && !TWINS && !LAYER,
+                        AHEAD = HELD || (PAIRED && !LAYER);
+  static constexpr int STAGES = PAIRED && !LAYER ? RGK_PAIR_STAGES(D, KIND == SELECTED)
+                                : HELD
+                                    ? RGK_DECODE_HELD_STAGES(D)
                                     : RGK_DECODE_STAGES(D) * RGK_DECODE_KEYS / (LAYER ? 64 : KEYS);
+  static constexpr int SHARED = HELD ? RGK_DECODE_HELD_SHARED(D) : RGK_DECODE_SHARED(D);
   static constexpr bool BOXES = KIND != SELECTED && !PAIRED; /* keys come in boxes of eight rows */
   static constexpr int GROUP = KIND == SELECTED && !LAYER;   /* whose named barrier is its own */
   static constexpr int SUMS = KIND == SELECTED ? 4 : KEYS / 8;
@@ -129,6 +135,7 @@ template <class C> struct memory_of {
   char q[2][C::DP * ROWS16];
   char p[2][2 * ROWS16]; /* weights, head by head; o on its way out */
   near_ranks<C> choice[ONCE];
+  alignas(16) float products[C::HELD ? HEADS * HELD_PITCH : 0];
   float sums[C::SUMS][4 * HEADS + 4];
   alignas(16) int keys[C::KIND == RANKED && !C::NEAR ? RGK_DECODE_SCORES : 4]; /* of blocks */
   float top[4][HEADS];     /* a warp's largest products of a tile */
@@ -136,8 +143,9 @@ template <class C> struct memory_of {
   alignas(16) float end[HEADS];
   int first[C::STAGES]; /* of a selected block's keys */
   job jobs[2];
-  int branch[2]; /* of a layer's job */
-  int late[2];   /* of two tokens in turn: fp32 does not decide */
+  int branch[2];                       /* of a layer's job */
+  int late[2];                         /* of two tokens in turn: fp32 does not decide */
+  int32_t ahead[C::AHEAD ? 3 : 0][32]; /* nobody reads it: look_ahead */
   ranked r;
   near_token token[2 * ONCE];
   weighed slot[2 * ONCE];
@@ -161,6 +169,16 @@ template <class C> __device__ __forceinline__ int sharers() {
 }
 template <class C> __device__ __forceinline__ float *room_of(const rgk_decode &d) {
   return d.room + (int64_t)sharer<C>() * RGK_DECODE_ROWS_KEPT * d.pitch;
+}
+/* Where a token's products are put aside, head by head. */
+struct aside {
+  float *at;
+  int64_t pitch;
+};
+template <class C>
+__device__ __forceinline__ aside aside_of(const rgk_decode &d, memory<C> &s, const job &j) {
+  if (C::HELD && j.end <= RGK_DECODE_HELD / C::KEYS) return {s.products, HELD_PITCH};
+  return {room_of<C>(d), d.pitch};
 }
 /* What a block of threads keeps of two tokens in turn, where blocks are chosen nearly first; then
  * the blocks' scores. */
@@ -218,6 +236,12 @@ template <class... X> __device__ __forceinline__ void give_first(uint64_t *bar, 
 
 /* ---- load ---- */
 
+/* find_seq_warp, where mostly each sequence has a row. */
+__device__ __forceinline__ int find_own_seq(const rgk_seqs &s, int row) {
+  if (s.starts && row < s.n && s.starts[row] == row && s.starts[row + 1] == row + 1) return row;
+  return find_seq_warp(s, row);
+}
+
 /* By the thread that leads, its warp comes along. */
 template <class C>
 __device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s, ring<2> &q,
@@ -240,28 +264,61 @@ __device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s
 }
 
 /* By whole warps: f(tile of one token, head) for each job; every other round goes backwards: sums
- * of falling weights come out even. */
-template <class C, class F>
-__device__ __forceinline__ void each_token(const rgk_flash_params &p, F f) {
+ * of falling weights come out even. ahead(row, head): of the next one, before f. */
+template <class C, class A, class F>
+__device__ __forceinline__ void each_token(const rgk_flash_params &p, A ahead, F f) {
   const int heads = p.H >> p.pack, jobs = p.slots * heads, blocks = sharers<C>(),
             mine = sharer<C>();
+  auto at = [&](int r) { return r * blocks + (r & 1 ? blocks - 1 - mine : mine); };
+  auto look = [&](int i) {
+    const int slot = rgk_over(i, p.by_heads);
+    if (i < jobs) ahead(p.slots - 1 - slot, (i - slot * heads) << p.pack);
+  };
+  look(mine);
   for (int r = 0; r * blocks < jobs; r++) {
-    const int i = r * blocks + (r & 1 ? blocks - 1 - mine : mine), slot = rgk_over(i, p.by_heads);
+    const int i = at(r), slot = rgk_over(i, p.by_heads);
     if (i >= jobs) continue;
-    const int row = p.slots - 1 - slot, b = find_seq_warp(p.seqs, row);
-    f(tile_at(p.seqs, b, (int64_t)row + b, 1), (i - slot * heads) << p.pack);
+    const int row = p.slots - 1 - slot,
+              b = C::AHEAD ? find_own_seq(p.seqs, row) : find_seq_warp(p.seqs, row);
+    const tile t = tile_at(p.seqs, b, (int64_t)row + b, 1);
+    look(at(r + 1));
+    f(t, (i - slot * heads) << p.pack);
   }
 }
-/* f(job, where its keys are). */
 template <class C, class F>
-__device__ __forceinline__ void each_job(const rgk_flash_paged &d, F f) {
+__device__ __forceinline__ void each_token(const rgk_flash_params &p, F f) {
+  each_token<C>(
+      p, [](int, int) {}, f);
+}
+/* By a warp: what tells where row `row` has its keys is brought to L1, a job before it is looked at
+ * (from memory one would come after the other, each behind all that the copy engine has asked for).
+ * A guess that is right where each sequence has a row, of as many pages as lanes reach. */
+template <class C>
+__device__ __forceinline__ void look_ahead(const rgk_flash_paged &d, memory<C> &s, int row) {
+  const rgk_seqs &q = d.f.seqs;
+  const rgk_pages &g = d.pages;
+  const int lane = threadIdx.x % 32;
+  if (row >= q.n || !q.starts) return;
+  copies_wait_all();
+  const int32_t *const one = lane < 2 ? q.starts + row + lane : g.context + row * g.context_step;
+  if (lane < 3) copy4(smem_at(&s.ahead[0][lane]), one);
+  if (lane * 8 < g.most) copy4(smem_at(&s.ahead[1][lane]), g.table + row * g.table_row + lane * 8);
+}
+/* f(job, where its keys are). */
+template <class C, class A, class F>
+__device__ __forceinline__ void each_job(const rgk_flash_paged &d, A ahead, F f) {
   job j = {};
   in_pages at = {};
-  each_token<C>(d.f, [&](const tile &t, int head) {
+  each_token<C>(d.f, ahead, [&](const tile &t, int head) {
     j.head = head;
     place_job<C>(d, t, j, at);
     f(j, at);
   });
+}
+template <class C, class F>
+__device__ __forceinline__ void each_job(const rgk_flash_paged &d, F f) {
+  each_job<C>(
+      d, [](int, int) {}, f);
 }
 template <class C>
 __device__ __forceinline__ void hand_out_end(const rgk_flash_params &p, memory<C> &s, ring<2> &q,
@@ -327,7 +384,13 @@ template <class C>
 __device__ __forceinline__ void load_tiles(const rgk_flash_paged &d, memory<C> &s) {
   typename C::stages k, v;
   ring<2> q;
-  each_job<C>(d, [&](const job &j, const in_pages &in) { load_job<C>(d, s, j, in, k, v, q); });
+  each_job<C>(
+      d,
+      [&](int row, int) {
+        if constexpr (C::AHEAD)
+          if (threadIdx.x < 32) look_ahead<C>(d, s, row);
+      },
+      [&](const job &j, const in_pages &in) { load_job<C>(d, s, j, in, k, v, q); });
   hand_out_end<C>(d.f, s, q, threadIdx.x == 0);
 }
 
@@ -345,8 +408,11 @@ __device__ __forceinline__ chosen_blocks find_chosen(const rgk_decode_selected &
   const int lane = threadIdx.x % 32, kv_head = rgk_over(j.head, d.f.f.by_group),
             seen = min(j.position + 1, j.keys);
   chosen_blocks c = {0, -1, 0, 0};
-  if (j.kind == WORK && lane < d.top_n)
-    c.e = __ldcg((const int32_t *)d.idx.data + j.token * d.idx.row + kv_head * d.idx.head + lane);
+  if (j.kind == WORK && lane < d.top_n) {
+    const int32_t *const e =
+        (const int32_t *)d.idx.data + j.token * d.idx.row + kv_head * d.idx.head + lane;
+    c.e = C::AHEAD ? *e : __ldcg(e); /* of a layer, chosen in the same launch */
+  }
   int before = __shfl_up_sync(~0u, c.e, 1);
   if (lane == 0) before = -1;
 #pragma unroll
@@ -375,7 +441,13 @@ __device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memo
   const int lane = threadIdx.x % 32;
   ring<C::STAGES> r;
   ring<2> q;
-  each_job<C>(d.f, [&](const job &found, const in_pages &at) {
+  auto ahead = [&](int row, int head) {
+    if constexpr (C::AHEAD) look_ahead<C>(d.f, s, row);
+    if (C::AHEAD && lane < d.top_n)
+      copy4(smem_at(&s.ahead[2][lane]), (const int32_t *)d.idx.data + row * d.idx.row +
+                                            rgk_over(head, p.by_group) * d.idx.head + lane);
+  };
+  each_job<C>(d.f, ahead, [&](const job &found, const in_pages &at) {
     job j = found;
     const int kv_head = rgk_over(j.head, p.by_group);
     const chosen_blocks c = find_chosen<C>(d, at.table, j);

@@ -56,18 +56,19 @@ struct ranking {
 
   /* Scores of blocks [c.free0, c.free1) as keys; this thread's largest. */
   template <class C>
-  __device__ __forceinline__ int score(const rgk_topk_choice &c, int visible, int *keys) const {
+  __device__ __forceinline__ int score(const rgk_topk_choice &c, const aside &room, int visible,
+                                       int *keys) const {
     const float scale = d.topk.scale * LOG2E;
-    const float *const from = room_of<C>(d);
     int top = LEAST_KEY;
     /* a warp's last lane only lends its first row */
 #pragma unroll 1
     for (int first = (int)c.free0 + warp * 31; first < c.free1; first += WARPS * 31) {
       const int b = first + lane;
+      const float *const from = room.at + BLOCK * (C::HELD ? min(b, (int)c.free1) : b);
       float part[2][BLOCK], sum[BLOCK];
       float4 s[HEADS];
 #pragma unroll
-      for (int h = 0; h < HEADS; h++) s[h] = *(const float4 *)(from + h * d.pitch + BLOCK * b);
+      for (int h = 0; h < HEADS; h++) s[h] = *(const float4 *)(from + h * room.pitch);
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
         const float lse = r.lse[h], x[BLOCK] = {s[h].x, s[h].y, s[h].z, s[h].w};
@@ -231,7 +232,7 @@ struct ranking {
       int *const kept = (int *)(room_of<C>(d) + (RGK_DECODE_ROWS_KEPT - 1) * d.pitch),
                  *const keys = n <= RGK_DECODE_SCORES ? s.keys : kept;
       int top = 0;
-      if (ranks) top = score<C>(c, visible, keys);
+      if (ranks) top = score<C>(c, aside_of<C>(d, s, j), visible, keys);
       if (tid == 0) r.count = 0;
       bar_release(&s.taken, top, j.head, j.keys);
       if (ranks && n <= RANKS)

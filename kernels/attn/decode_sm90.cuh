@@ -120,13 +120,15 @@ template <class C, class P, class X> struct attention {
     taken ^= 1;
   }
 
-  __device__ __forceinline__ void products(const float (&x)[C::HALVES][8], int tile) const {
+  __device__ __forceinline__ void products(const float (&x)[C::HALVES][8], const job &j,
+                                           int tile) const {
     if constexpr (ASIDE) {
-      float *const to = room_of<C>(d) + 2 * t * d.pitch + tile * C::KEYS + 16 * warp + g;
+      const aside room = aside_of<C>(d, s, j);
+      float *const to = room.at + 2 * t * room.pitch + tile * C::KEYS + 16 * warp + g;
 #pragma unroll
       for (int i = 0; i < 8 * C::HALVES; i++) {
         const int head = i / 4 % 2 * 8 + i % 2;
-        to[head * d.pitch + i / 8 * 64 + i / 2 % 2 * 8] = x[i / 8][i % 8];
+        to[head * room.pitch + i / 8 * 64 + i / 2 % 2 * 8] = x[i / 8][i % 8];
       }
     }
   }
@@ -307,7 +309,7 @@ template <class C, class P, class X> struct attention {
        * sent by then (measured). */
       float kept[C::HALVES][8];
       if (C::TWINS)
-        products(x, key / C::KEYS);
+        products(x, j, key / C::KEYS);
       else
         keep(kept, x);
       const int tile = j.end - 1 - i;
@@ -322,7 +324,7 @@ template <class C, class P, class X> struct attention {
 #pragma unroll
         for (int n = 0; n < 8 * C::EP; n++) o[n / 8][n % 8] *= scale[n / 4 % 2 * 2 + n % 2];
       named_sync(EACH + C::GROUP, WARPGROUP);
-      products(kept, key / C::KEYS);
+      products(kept, j, key / C::KEYS);
     };
     step(std::true_type{}, 0);
     for (int i = 1; i < j.end - j.first; i++) step(std::false_type{}, i);
@@ -538,9 +540,9 @@ template <class C> __device__ __forceinline__ void init(const rgk_flash_params &
 /* By all threads: the block's memory, its barriers ready. */
 template <class C>
 __device__ __forceinline__ memory<C> &begin(const rgk_flash_params &p, char *bytes) {
-  static_assert(sizeof(memory<C>) + 1024 <= RGK_DECODE_SHARED(C::D), "fits wherever it starts");
+  static_assert(sizeof(memory<C>) + 1024 <= C::SHARED, "fits wherever it starts");
   static_assert(!C::LAYER || C::SUMS >= 4, "window and selected blocks fit, too");
-  static_assert(RGK_DECODE_SHARED(C::D) <= 227 * 1024, "fits");
+  static_assert(C::SHARED <= 227 * 1024, "fits");
   memory<C> &s = *(memory<C> *)(bytes + (-smem_at(bytes) & 1023));
   if (threadIdx.x == 0) init<C>(p, s);
   __syncthreads();

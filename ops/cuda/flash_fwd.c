@@ -256,12 +256,12 @@ rg_status rgi_decode_step(const rgk_attn *a, const rgk_topk *topk, const rgk_pag
   rgk_decode p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
   RGI_TRY(choice_fill(a, topk, pages, workspace, &p, x->error));
-  const bool twins = decodes_twins(a, gpu);
+  const bool twins = decodes_twins(a, gpu), few = decodes_few(a, gpu);
   const rg_dtype type = (rg_dtype)a->dtype;
-  return decode_launch(a, gpu,
-                       decodes_few(a, gpu) ? rgk_decode_near(type, a->D)
-                                           : rgk_decode_sm90(type, a->D, twins),
-                       twins ? 2 : 1, RGK_DECODE_THREADS, RGK_DECODE_SHARED(a->D), &p, sizeof p, x);
+  return decode_launch(
+      a, gpu, few ? rgk_decode_near(type, a->D) : rgk_decode_sm90(type, a->D, twins), twins ? 2 : 1,
+      RGK_DECODE_THREADS, few || twins ? RGK_DECODE_SHARED(a->D) : RGK_DECODE_HELD_SHARED(a->D), &p,
+      sizeof p, x);
 }
 
 bool rgi_decode_takes_selected(const rgk_attn *a, const rgk_pages *pages) {

@@ -377,6 +377,8 @@ Test(gpu_serve, single_tokens_have_the_bits_of_many, .timeout = 300) {
   NEEDS_GPU();
   single_tokens(32, 128, 5000, 1, PLAIN);
   single_tokens(32, 128, 5000, 20, PLAIN);
+  single_tokens(16, 128, 16384, 4, PLAIN); /* the last whose products shared memory holds */
+  single_tokens(16, 128, 16400, 4, PLAIN);
   single_tokens(16, 64, 40000, 20, PLAIN);
   single_tokens(16, 128, 170000, 4, PLAIN);
 }
