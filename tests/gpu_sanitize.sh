@@ -11,6 +11,7 @@
 #   LOGS      where the tools' full output goes, default a temporary directory
 #   REGRAPH_TEST_CC=80   the kernels of older GPUs (86: those for less shared memory), of ops alone:
 #                        … gpu_tests_plain gpu_tiny/attn topk/groups topk/chunks
+#                        attn/selected_joined delta/
 #   LANES     the program that racecheck looks at (default: build-lanes/gpu_tests_plain)
 #
 # One line for each tool and test, then a table. Exit code 1 on any finding, failure or time-out, 77
@@ -26,6 +27,11 @@
 # which reads such sums, is not looked at; whole graphs are planned for a GPU without a copy engine.
 # That no result depends on what memory held before, test_gpu_random.c shows for all kernels: NaN
 # everywhere, same bits.
+#
+# synccheck asks more than PTX does: that all of the block, not of each warp, come to an aligned
+# barrier (bar.sync, __syncthreads) at one place in the code; and that of an mbarrier's phases all
+# but the last are waited for (tests/gpu/sanitizer_sync.cu). Kernels keep to that, so any finding
+# counts. Where warps meet from several places they do by barrier.sync, which is not aligned.
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
 program=${1:-$here/build/gpu_tests_plain}

@@ -96,9 +96,10 @@ __device__ __forceinline__ void put_dq(const rgk_attn &a, float (&sum)[C / 2], i
   }
 }
 
-/* All warps of the block meet, wherever in the kernel each of them is. */
+/* All warps of the block meet, wherever in the kernel each of them is: not the aligned bar.sync, of
+ * which synccheck asks that all of a block run the same instruction. */
 template <int N> __device__ __forceinline__ void meet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(N) : "memory");
+  asm volatile("barrier.sync 1, %0;" ::"n"(N) : "memory");
 }
 
 } // namespace mma_bwd

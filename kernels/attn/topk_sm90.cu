@@ -289,8 +289,8 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
       bar_wait(m.full + stage, there ? parity : parity ^ 1);
       if (++stage == p.stages) stage = 0, parity ^= 1;
     };
-    auto release = [&](waited done) {
-      warp_release(m.empty + freed, done);
+    auto release = [&](waited done, bool gives) {
+      if (arrives() && gives) bar_release(m.empty + freed, done);
       if (++freed == p.stages) freed = 0;
     };
     const int my_row = 16 * warp + lane / 4;
@@ -309,21 +309,22 @@ template <class T, int HEADS, int D, bool DOT, bool PAGED> struct consumer {
     };
 
     /* One product runs while the one before is exponentiated. The last turn also starts one, of
-     * whatever is in the ring: a branch around products would serialise them. */
-    auto turn = [&](float(&ready)[P::N / 2], float(&next)[P::N / 2], int i) {
+     * whatever is in the ring: a branch around products would serialise them. Nothing is given back
+     * for it (`gives`; tiles are even in number, so that the first of two turns need not ask). */
+    auto turn = [&](float(&ready)[P::N / 2], float(&next)[P::N / 2], int i, bool gives) {
       product(next, i + 1 < j.tiles);
       sums(ready, i);
       const waited done = wgmma_wait<0>();
       wgmma_keep(next);
-      release(done);
+      release(done, gives);
     };
     product(acc[0], true);
     const waited done = wgmma_wait<0>();
     wgmma_keep(acc[0]);
-    release(done);
+    release(done, true);
     for (int i = 0; i < j.tiles; i += 2) {
-      turn(acc[0], acc[1], i);
-      turn(acc[1], acc[0], i + 1);
+      turn(acc[0], acc[1], i, true);
+      turn(acc[1], acc[0], i + 1, i + 2 < j.tiles);
     }
     __syncwarp(); /* before the choice is looked at */
   }
