@@ -281,7 +281,8 @@ class Engine:
         self._memory: list = []  # what is bound, and stays alive
         self._outputs: dict[str, tuple] = {}
         self._requests: dict[int, Request] = {}
-        self._begun: tuple[int, list] | None = None  # steps before this one; who gets what
+        self._steps = 0  # that were done and are settled
+        self._begun: tuple[int, list] | None = None  # a step: that many before; who gets what
         self._told: list = []  # what a step made, until its caller has it
         self._seconds = self._ran = 0.0
         bound: dict[tuple[int, str], int] = {}
@@ -425,7 +426,7 @@ class Engine:
         if self._begun:
             self._settle()
         if not self._told:
-            self._begun = queue.steps(), []
+            self._begun = self._steps, []
             try:
                 rows = queue.step()
                 if rows:
@@ -461,18 +462,22 @@ class Engine:
     def _settle(self):
         """The step that was begun is over, whatever became of it. An interrupt may come anywhere,
         here as well: this then runs again, and the queue knows whether the step was done."""
-        queue, (before, got) = self.queue, self._begun
-        if queue.steps() == before:
+        queue, steps, (before, got) = self.queue, self.queue.steps(), self._begun
+        if steps == before:
             queue.undo()
             got = []
+        told, last = [], queue.last.tolist()
         for slot, request, at, token in got:
             if token >= 0:
-                request.tokens[at:] = [token]
-            if queue.last[slot]:
+                if len(request.tokens) == at:
+                    request.tokens.append(token)
+                told.append((request, token))
+            if last[slot]:
                 request.state = "finished" if token >= 0 else "failed"
                 self._requests.pop(request.number, None)
-        self._told = [(request, token) for _, request, _, token in got if token >= 0]
-        self._begun = None
+        self._told = told
+        self._steps = steps
+        self._begun = None  # last: what stands above may run again
 
     def steps(self) -> Iterator[tuple[Request, int]]:
         """(request, token) as they come, until nobody is left. Requests may be added and cancelled
