@@ -184,7 +184,7 @@ stage_coverage() {
   find build-cov -name '*.gcda' -delete
   run_tests build-cov -E "^demo$"
   check "line coverage of host code is at least 90 %" \
-    gcovr --root . --object-directory build-cov \
+    gcovr -j "$jobs" --root . --object-directory build-cov \
     --filter '(graph|passes|ops|memplan|recompute|cp|exec|report|cli)/' \
     --exclude-unreachable-branches --print-summary --fail-under-line 90 -o build-cov/coverage.txt
 }
