@@ -448,10 +448,11 @@ template <class C> struct ranking {
             s.token[q.stage].exact[tid];
       float most[AT_ONCE];
       int top = 0;
-      if (ranks) fetch_q(j);
+      float own = 0; /* lse of a head */
+      if (ranks) fetch_q(j), own = lse[lane % HEADS];
       if (tid == 0) r.count = 0, r.least = INT_MAX;
       if (summed) bar_wait(&s.summed[m.stage], m.parity);
-      if (ranks) top = estimate(j, c, kept_of<C>(d, m.stage), lse[lane % HEADS], most);
+      if (ranks) top = estimate(j, c, kept_of<C>(d, m.stage), own, most);
       if (summed) {
         bar_release(&s.used[m.stage], top, j.head, j.keys);
         m.next();
@@ -476,7 +477,7 @@ template <class C> struct ranking {
         }
         named_sync(RANKING, WARPGROUP);
       }
-      bar_release(&s.near_taken[q.stage], j.head, j.keys);
+      bar_release(&s.near_taken[q.stage], own, j.head, j.keys);
     }
   }
 };
