@@ -6,18 +6,19 @@
    long as that takes bytes away; it does not depend on the budget, and what any starting point
    takes is no less. The least time starts from points within the budget, and keeps and swaps what
    can be kept; bound.c says how far from the optimum the result may be at most, and where that is
-   far, prove.c looks for better ones. All of it is measured out in nodes replayed, never in time,
-   so a choice is the same on every machine.
+   far, prove.c looks for better ones. All of it is measured out in work (nodes replayed, pivots,
+   what the packer counts), never in time, so a choice is the same on every machine.
  */
 #include "search.h"
 #include <math.h>
 #include <stdlib.h>
 
-/* Work, in nodes replayed: some 25 ns each. */
+/* Work, in nodes replayed: some 20 ns each. */
 static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000;
-/* … of a plan with a proof, which is what the rest has left, between these */
-static const int64_t PLAN_WORK = 800000000, LEAST_PROOF = 330000000, FAR_PROOF = 580000000,
-                     MOST_PROOF = 550000000;
+/* … and in steps of some 10 ns. A proof has what the rest leaves of a plan's work, within bounds;
+ * where that ends far from the best, so much. */
+static const int64_t PLAN_WORK = 800000000, LEAST_PROOF = 330000000, MOST_PROOF = 550000000,
+                     FAR_PLAN = 1180000000, FAR_PROOF = 580000000;
 enum {
   STARTS = 8,
   MOST_PERIOD = 64,
@@ -457,7 +458,9 @@ static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
   int64_t work = PLAN_WORK - c->m->spent;
   if (work < LEAST_PROOF) work = LEAST_PROOF;
   if (work > MOST_PROOF) work = MOST_PROOF;
-  const int64_t more = FAR_PROOF > work ? FAR_PROOF - work : 0;
+  int64_t far = FAR_PLAN - c->m->spent;
+  if (far > FAR_PROOF) far = FAR_PROOF;
+  const int64_t more = far > work ? far - work : 0;
   RGI_TRY(rgi_prove(&open, bound, work, more, e));
   c->m->spent = 0;
   c->best_ms = open.best_ms;
