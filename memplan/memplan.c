@@ -380,6 +380,7 @@ static rg_status plan(planner *p, bool bound_only, rg_error *e) {
   RGI_TRY(pack_direction(p, false, bound_only, seconds / 2, &work, e));
   work += share;
   RGI_TRY(pack_direction(p, true, bound_only, seconds - m->seconds, &work, e));
+  if (p->o->taken) *p->o->taken += 2 * share - work;
   if (p->o->no_reuse) {
     m->forward_scratch = forward;
     m->backward_scratch = both > forward ? both : 0;

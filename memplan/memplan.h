@@ -23,6 +23,7 @@ typedef struct rgi_memory_options {
   /* For the exact search, both directions together; 0: so much work, the same on every machine */
   double seconds;
   int part;          /* of that work, the n-th; 0: all */
+  int64_t *taken;    /* where what was done of it is added, in ns; or NULL */
   int threads;       /* for workspaces: rg_call.threads */
   const rg_gpu *gpu; /* likewise: rg_call.gpu */
   int64_t comm;      /* bytes beside saved and scratch, which count in peaks: the collectives' */

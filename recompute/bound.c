@@ -185,6 +185,7 @@ static rg_status find_values(rgi_bound *b, rg_error *e) {
 static double scratch_of(rgi_bound *b, const uint64_t *set) {
   rgi_replay_run(b->m->replay, set, NULL);
   b->work -= b->m->g->nnode;
+  b->m->spent += rgi_replay_work(b->m);
   return (double)rgi_replay_scratch(b->m->replay);
 }
 

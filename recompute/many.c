@@ -6,16 +6,19 @@
    long as that takes bytes away; it does not depend on the budget, and what any starting point
    takes is no less. The least time starts from points within the budget, and keeps and swaps what
    can be kept; bound.c says how far from the optimum the result may be at most, and where that is
-   far, prove.c looks for better ones. All of it is measured out in nodes replayed, never in time,
-   so a choice is the same on every machine.
+   far, prove.c looks for better ones. All of it is measured out in work (nodes replayed, pivots,
+   what the packer counts), never in time, so a choice is the same on every machine.
  */
 #include "search.h"
 #include <math.h>
 #include <stdlib.h>
 
-/* Work, in nodes replayed: some 10 ns each. */
-static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000,
-                     PROOF_WORK = 350000000;
+/* Work, in nodes replayed: some 20 ns each. */
+static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000;
+/* … and in steps of some 10 ns. A proof has what the rest leaves of a plan's work, within bounds;
+ * where that ends far from the best, so much. */
+static const int64_t PLAN_WORK = 800000000, LEAST_PROOF = 330000000, MOST_PROOF = 550000000,
+                     FAR_PLAN = 1180000000, FAR_PROOF = 580000000;
 enum {
   STARTS = 8,
   MOST_PERIOD = 64,
@@ -64,13 +67,14 @@ static bool better(const search *s, const point *a, const point *b) {
 
 /* What p->set takes; the set loses what nothing reads. */
 static void look(search *s, point *p) {
-  const rgi_model *m = s->m;
+  rgi_model *m = s->m;
   rgi_taken x = rgi_replay_run(m->replay, p->set, s->used);
   p->figure = rgi_figure(s->c, x);
   p->crowd = s->c->of_saved ? 0 : x.crowd;
   for (int w = 0; w < m->words; w++) p->set[w] = s->used[w] | s->c->always[w];
   p->ms = rgi_model_ms(m, s->used) + x.wait_ms;
   s->work -= m->g->nnode;
+  m->spent += rgi_replay_work(m);
 }
 
 static void copy(const search *s, point *to, const point *from) {
@@ -400,7 +404,7 @@ static void take(search *s, const point *p) {
  * memplan's work will do. */
 static rg_status settle(search *s, point *p, point *q, const point *least, const int *order,
                         double near, bool proves, rg_error *e) {
-  const int retries = proves ? 1 : RETRIES;
+  const int retries = proves ? 0 : RETRIES; /* a proof mends by itself */
   int64_t over;
   for (int again = 0; p; again++) {
     RGI_TRY(rgi_chooser_ask(s->c, p->set, proves ? PART : 0, &over, e));
@@ -451,8 +455,14 @@ static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
   rgi_chooser open;
   RGI_TRY(what_is_open(c, &open, e));
   if (open.nfree > (is_far(c) ? RGI_PROOF_LIMIT : NEAR_LIMIT)) return RG_OK;
-  const int64_t work = PROOF_WORK;
-  RGI_TRY(rgi_prove(&open, bound, work, e));
+  int64_t work = PLAN_WORK - c->m->spent;
+  if (work < LEAST_PROOF) work = LEAST_PROOF;
+  if (work > MOST_PROOF) work = MOST_PROOF;
+  int64_t far = FAR_PLAN - c->m->spent;
+  if (far > FAR_PROOF) far = FAR_PROOF;
+  const int64_t more = far > work ? far - work : 0;
+  RGI_TRY(rgi_prove(&open, bound, work, more, e));
+  c->m->spent = 0;
   c->best_ms = open.best_ms;
   c->bound_ms = open.bound_ms;
   c->explored = open.explored;

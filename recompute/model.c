@@ -165,7 +165,7 @@ double rgi_model_ms(const rgi_model *m, const uint64_t *set) {
   return ms;
 }
 
-rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, bool enough,
+rg_status rgi_model_measure(rgi_model *m, const uint64_t *set, int64_t limit, bool enough,
                             int64_t *saved, int64_t *peak, double *ms, rg_error *e) {
   bool *chosen = rgi_malloc(m->g->ctx, (size_t)m->g->norigin + 1);
   if (!chosen) return rgi_nomem(e);
@@ -178,7 +178,9 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
   RGI_TRY(status);
   int64_t forward, backward;
   rgi_memory_options mem = m->mem;
+  int64_t ns = 0;
   mem.capacity = enough ? limit : 0;
+  mem.taken = &ns;
   status = rgi_memory_peak(g, &mem, true, saved, &forward, &backward, e);
   if (status == RG_OK) {
     *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
@@ -187,6 +189,7 @@ rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t lim
       *peak = *saved + m->mem.comm + (forward > backward ? forward : backward);
     }
   }
+  m->spent += ns / 10;
   rgi_graph_destroy(g);
   return status;
 }

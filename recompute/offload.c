@@ -316,7 +316,7 @@ static rg_status least_ms(search *s, int64_t budget, double free, double most, d
   if (c->nfree <= RGI_EXACT_LIMIT)
     RGI_TRY(rgi_choose_exact(c, e));
   else
-    RGI_TRY(rgi_prove(c, s->bound, PROOF_WORK, e));
+    RGI_TRY(rgi_prove(c, s->bound, PROOF_WORK, 0, e));
   *out = fmin(c->bound_ms, most); /* that nothing was found proves nothing */
   return RG_OK;
 }

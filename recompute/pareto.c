@@ -33,7 +33,7 @@ static int64_t lowest(const rgi_front *f, double ms) {
   return best;
 }
 
-static rg_status consider(const rgi_model *m, rgi_front *f, const uint64_t *set, int64_t best,
+static rg_status consider(rgi_model *m, rgi_front *f, const uint64_t *set, int64_t best,
                           rg_error *e) {
   rgi_point_of_front p = {0};
   RGI_TRY(rgi_model_measure(m, set, best - 1, false, &p.saved, &p.peak, &p.ms, e));
@@ -60,7 +60,7 @@ static void leave_best(rgi_front *f) {
   f->count = kept;
 }
 
-static rg_status walk_all(const rgi_model *m, rgi_progress progress, rgi_front *f, rg_error *e) {
+static rg_status walk_all(rgi_model *m, rgi_progress progress, rgi_front *f, rg_error *e) {
   rgi_subsets *s = rgi_subsets_create(m->g->ctx, m->ms, m->ncandidate);
   if (!s) return rgi_nomem(e);
   rg_status status = RG_OK;

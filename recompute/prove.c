@@ -17,10 +17,10 @@
 enum {
   FIRST_ROUNDS = 200,
   ROUNDS = 12,
-  PART = 5,     /* of the packer's work: for a first word on a choice */
-  REFUSALS = 1, /* … after so many only that is asked */
-  FLIPS = 48,   /* that a choice is mended by */
-  STIRS = 4,    /* a candidate, where no flip brings it nearer */
+  CUTS = 6,   /* rounds of them, at the first place */
+  PART = 5,   /* of the packer's work: for a first word on a choice */
+  FLIPS = 48, /* that a choice is mended by */
+  STIRS = 4,  /* a candidate, where no flip brings it nearer */
   KNOWN_REFUSED = 16,
   STEP = 256,     /* part of the budget by which choices get less room, and … */
   NARROWEST = 12, /* … how often */
@@ -31,9 +31,10 @@ enum {
   MOST_PLACES = 1 << 16
 };
 
-static const double WHOLE = 1e-5;          /* what decides a candidate, but for rounding */
-static const int64_t ALL_WORK = 100000000, /* of the packer, in nodes replayed */
-    MENDING = 20000000; /* … that mending may take, beside half of all that is done */
+static const double WHOLE = 1e-5; /* what decides a candidate, but for rounding */
+static const double FAR = 0.01;   /* of the whole time: from so much on, more work is worth it */
+static const int64_t MENDING =
+    50000000; /* work that it may take, beside half of all that is done */
 
 /* On a choice. */
 typedef enum verdict { NOT_ASKED, TAKEN, REFUSED, UNKNOWN } verdict;
@@ -63,7 +64,7 @@ typedef struct proof {
   int nheap, nspare;
   uint64_t *trial, *used;
   double best, lost; /* lost: the least bound of those there was no room for */
-  int64_t work;
+  int64_t work, more;
   struct gain {
     double sum;
     int n;
@@ -72,8 +73,9 @@ typedef struct proof {
   int64_t room;                     /* for choices that are mended */
   int64_t all, mending;             /* work, and what went into that */
   uint64_t *refused[KNOWN_REFUSED]; /* of the choices that were mended last */
-  int refusals, nvisit, narrow, nrefused;
-  size_t size; /* of a place */
+  int nvisit, narrow, nrefused;
+  int *cheapest; /* the free candidates by time */
+  size_t size;   /* of a place */
 } proof;
 
 static uint64_t *again_of(place *x) {
@@ -119,17 +121,16 @@ static void done_with(proof *p, place *x) {
 
 /* ---- one place ---- */
 
-/* Memplan's word, first of a part of its work; whether the rest is worth it depends on how often it
- * was for nothing. */
+/* Memplan's word, of a part of its work: what that refuses, all of it hardly ever takes. */
 static rg_status ask(proof *p, const uint64_t *set, verdict *v, rg_error *e) {
   int64_t over;
   bool fits;
+  const int64_t before = p->m->spent;
   RGI_TRY(rgi_chooser_ask(p->c, set, PART, &over, e));
+  p->work -= p->m->spent - before;
   *v = UNKNOWN;
-  if (over > 0) p->work -= ALL_WORK / PART;
-  if (over > 0 && p->refusals++ >= REFUSALS) return RG_OK;
+  if (over > 0) return RG_OK;
   RGI_TRY(rgi_chooser_fits(p->c, set, &fits, e));
-  if (!fits) p->work -= ALL_WORK;
   *v = fits ? TAKEN : REFUSED;
   return RG_OK;
 }
@@ -137,7 +138,7 @@ static rg_status ask(proof *p, const uint64_t *set, verdict *v, rg_error *e) {
 /* A better choice, if memplan says so. */
 static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e) {
   *v = REFUSED;
-  p->work -= p->m->g->nnode;
+  p->work -= rgi_replay_work(p->m);
   const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
   if (rgi_figure(p->c, x) > p->c->budget) return RG_OK;
   const double ms = rgi_model_ms(p->m, p->used) + x.wait_ms;
@@ -153,8 +154,8 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
 /* ---- from what the program would choose to what has room ---- */
 
 static point look(proof *p, const uint64_t *set) {
-  p->work -= p->m->g->nnode;
-  p->mending += p->m->g->nnode;
+  p->work -= rgi_replay_work(p->m);
+  p->mending += rgi_replay_work(p->m);
   const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
   const int64_t figure = rgi_figure(p->c, x), over = figure - p->room;
   return (point){figure,
@@ -240,11 +241,24 @@ static bool mend(proof *p, uint64_t *set) {
 
 /* ---- bounds and branches ---- */
 
-static double bound_of(proof *p, place *x, int rounds) {
+/* So many of what is open have to be computed again that the dearest of them come to the bound: the
+ * cheapest of them take no less, which is more where all take about the same. */
+static double in_whole(const proof *p, place *x, double bound) {
+  const double *ms = p->m->ms, base = rgi_model_ms(p->m, again_of(x)) - p->rows->unread;
+  double least = base, most = base;
+  int n = 0;
+  for (int i = p->c->nfree - 1; i >= 0 && most < bound * (1 - 1e-9); i--)
+    if (rgi_has(open_of(p, x), p->cheapest[i])) most += ms[p->cheapest[i]], n++;
+  for (int i = 0; i < p->c->nfree && n > 0; i++)
+    if (rgi_has(open_of(p, x), p->cheapest[i])) least += ms[p->cheapest[i]], n--;
+  return fmax(bound, least * (1 - 1e-9));
+}
+
+static double bound_of(proof *p, place *x, int rounds, int cuts) {
   const int64_t before = p->rows->work;
-  const double ms = rgi_rows_bound(p->rows, again_of(x), open_of(p, x), rounds, p->best);
+  const double ms = rgi_rows_bound(p->rows, again_of(x), open_of(p, x), rounds, cuts, p->best);
   p->work -= p->rows->work - before;
-  return ms;
+  return in_whole(p, x, ms);
 }
 
 /* Where memplan refuses what has room the next has less; where nothing better has room, more. */
@@ -366,6 +380,7 @@ static rg_status branch(proof *p, place *x, int i, const double bound[2], place 
     z->part = again ? 1 - value : value;
   }
   rgi_put(again_of(y), i);
+  for (int again = 0; again < 2; again++) way[again]->bound = in_whole(p, way[again], bound[again]);
   y->alone = NOT_ASKED;
   const int first = bound[0] == bound[1] ? value >= 0.5 : bound[1] < bound[0];
   leave(p, way[!first]);
@@ -377,7 +392,8 @@ static rg_status branch(proof *p, place *x, int i, const double bound[2], place 
 static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
   verdict v;
   *next = NULL;
-  x->bound = fmax(x->bound, bound_of(p, x, x->depth ? ROUNDS : FIRST_ROUNDS));
+  x->bound =
+      fmax(x->bound, x->depth ? bound_of(p, x, ROUNDS, 0) : bound_of(p, x, FIRST_ROUNDS, CUTS));
   if (x->depth && x->part > WHOLE) learn(p, x->by, x->again, x->part, x->bound - x->before);
   if (x->bound < p->best) decide(p, x);
   if (x->bound < p->best && x->alone == NOT_ASKED) RGI_TRY(consider(p, again_of(x), &x->alone, e));
@@ -405,6 +421,11 @@ static rg_status search(proof *p, place *first, rg_error *e) {
   int popped = 0;
   for (place *next = first; next || p->nheap > 0;) {
     if (!next) next = pop(p), popped++;
+    if (p->work <= 0 && p->best - next->bound > FAR * p->m->all_ms) {
+      p->work += p->more;
+      p->all += p->more;
+      p->more = 0;
+    }
     if (p->work <= 0) {
       least = next->bound;
       break;
@@ -427,8 +448,9 @@ static rg_status search(proof *p, place *first, rg_error *e) {
   return RG_OK;
 }
 
-rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_error *e) {
-  proof p = {.c = c, .m = c->m, .work = work, .lost = INFINITY};
+rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, int64_t more,
+                    rg_error *e) {
+  proof p = {.c = c, .m = c->m, .work = work, .more = more, .lost = INFINITY};
   rg_status status = RG_OK;
   p.arena = rgi_arena_create(c->m->g->ctx);
   if (!p.arena) return rgi_nomem(e);
@@ -443,7 +465,8 @@ rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_err
   p.used = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof *p.used);
   for (int again = 0; again < 2; again++)
     p.gain[again] = rgi_alloc_n(p.arena, (size_t)p.m->ncandidate + 1, sizeof *p.gain[again]);
-  bool all = p.gain[0] && p.gain[1];
+  p.cheapest = rgi_alloc_n(p.arena, (size_t)c->nfree + 1, sizeof *p.cheapest);
+  bool all = p.gain[0] && p.gain[1] && p.cheapest;
   for (int i = 0; i < KNOWN_REFUSED; i++)
     all &= (p.refused[i] = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof(uint64_t))) != NULL;
   if (!all) {
@@ -458,6 +481,12 @@ rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_err
   memcpy(again_of(first), c->always, (size_t)p.m->words * sizeof(uint64_t));
   for (int i = 0; i < c->nfree; i++) rgi_put(open_of(&p, first), c->free[i]);
 
+  for (int i = 0; i < c->nfree; i++) {
+    int k = i;
+    for (; k > 0 && c->m->ms[p.cheapest[k - 1]] > c->m->ms[c->free[i]]; k--)
+      p.cheapest[k] = p.cheapest[k - 1];
+    p.cheapest[k] = c->free[i];
+  }
   RGI_GOTO(status, search(&p, first, e), done);
 done:
   rgi_arena_destroy(p.arena);

@@ -29,7 +29,10 @@ enum {
   MOST_LINES = 2048,   /* … and of its rows */
   TRY_PIVOTS = 15,
   ROWS_A_ROUND = 16, /* that are added */
-  IDLE = 16
+  CUTS_A_ROUND = 16,
+  MOST_CUTS = 256,
+  IDLE = 16,
+  IDLE_CUT = 4
 };
 
 struct rgi_row_unit {
@@ -265,6 +268,9 @@ rg_status rgi_rows_open(const rgi_parts *p, rgi_arena *a, rgi_rows **out, rg_err
   if (!r->term || !read) return rgi_nomem(e);
   rgi_replay_run(p->c->m->replay, p->c->always, read);
   r->unread = rgi_model_ms(p->c->m, p->c->always) - rgi_model_ms(p->c->m, read);
+  r->cut = rgi_alloc_n(a, MOST_CUTS, sizeof *r->cut);
+  r->cut_term = rgi_alloc_n(a, MOST_COLUMNS + n, sizeof *r->cut_term);
+  if (!r->cut || !r->cut_term) return rgi_nomem(e);
   return open_program(r, a, e);
 }
 
@@ -427,6 +433,15 @@ static int add_causes(rgi_rows *r) {
   return n;
 }
 
+/* What whole choices keep, where the program has all that it lacked. */
+static int add_cuts(rgi_rows *r) {
+  int most = MOST_CUTS - r->ncut;
+  if (most > CUTS_A_ROUND) most = CUTS_A_ROUND;
+  const int n = rgi_simplex_cuts(r->program, most, r->cut_term, r->cut + r->ncut);
+  r->ncut += n;
+  return n;
+}
+
 /* Lines that nothing came of for long. */
 static void drop_idle(rgi_rows *r) {
   for (int32_t t = 0; t < r->nt; t++)
@@ -438,6 +453,11 @@ static void drop_idle(rgi_rows *r) {
     if (r->cause[k].line >= 0 && rgi_simplex_idle(r->program, r->cause[k].line) > IDLE) {
       rgi_simplex_drop(r->program, r->cause[k].line);
       r->cause[k].line = -1;
+    }
+  for (int k = 0; k < r->ncut; k++)
+    if (rgi_simplex_idle(r->program, r->cut[k]) > IDLE_CUT) {
+      rgi_simplex_drop(r->program, r->cut[k]);
+      r->cut[k--] = r->cut[--r->ncut];
     }
   for (int k = 0; k < r->p->nneed; k++)
     if (r->lacks[k] >= 0 && rgi_simplex_idle(r->program, r->lacks[k]) > IDLE) {
@@ -460,7 +480,7 @@ static void find_sure(rgi_rows *r, const uint64_t *again) {
 }
 
 double rgi_rows_bound(rgi_rows *r, const uint64_t *again, const uint64_t *open, int rounds,
-                      double most) {
+                      int cuts, double most) {
   const int64_t before = rgi_simplex_work(r->program);
   for (int i = 0; i < r->n; i++)
     if (r->column[i] >= 0)
@@ -487,6 +507,7 @@ double rgi_rows_bound(rgi_rows *r, const uint64_t *again, const uint64_t *open, 
     n += add_rows(r);
     n += add_causes(r);
     r->work += (r->nmade * 4 + r->ncause + r->nt) / 8;
+    if (n == 0 && cuts > 0) n = add_cuts(r), cuts--;
     if (n == 0) break;
   }
   r->work += rgi_simplex_work(r->program) - before;

@@ -39,14 +39,16 @@ typedef struct rgi_rows {
   int *column;  /* per candidate; -1: kept in any case */
   int *full;    /* [nt]: the program's row; -1: not in it */
   double *over; /* [nt + 1] */
-  rgi_weight *term;
+  rgi_weight *term, *cut_term;
+  int *cut, ncut; /* the program's rows */
 } rgi_rows;
 
 rg_status rgi_rows_open(const rgi_parts *p, rgi_arena *a, rgi_rows **out, rg_error *e);
 /* What no choice beats in which those of `again` are computed again, those of `open` may be, and
- * the others are kept; one that reaches `most` is enough, and so are so many rounds. */
+ * the others are kept; one that reaches `most` is enough, and so are so many rounds, of which so
+ * many add cuts where nothing else is missing. */
 double rgi_rows_bound(rgi_rows *r, const uint64_t *again, const uint64_t *open, int rounds,
-                      double most);
+                      int cuts, double most);
 /* The same for one of `open` that is decided, by a few pivots; `value` and `cost` stay. */
 double rgi_rows_try(rgi_rows *r, int candidate, bool again, double most);
 

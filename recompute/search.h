@@ -102,11 +102,16 @@ typedef struct rgi_model {
   int *op, nop; /* … those of one op */
   int words;    /* in a set */
   rgi_replay *replay;
+  int64_t spent; /* work that searching and packing took, in steps of some 10 ns */
 } rgi_model;
 
 rg_status rgi_model_create(const rgi_graph *g, const rgi_profile *profile,
                            const rgi_memory_options *mem, rgi_model **out, rg_error *e);
 void rgi_model_destroy(rgi_model *m);
+/* The work of a choice's replay, in such steps. */
+static inline int64_t rgi_replay_work(const rgi_model *m) {
+  return 2 * (int64_t)m->g->nnode;
+}
 /* An empty set; NULL on NOMEM. */
 uint64_t *rgi_model_set(const rgi_model *m);
 static inline bool rgi_model_same(const rgi_model *m, const uint64_t *a, const uint64_t *b) {
@@ -115,7 +120,7 @@ static inline bool rgi_model_same(const rgi_model *m, const uint64_t *a, const u
 double rgi_model_ms(const rgi_model *m, const uint64_t *set);
 /* Memplan's own word: saved bytes and peak. The packing is left out (peak is its lower bound) if
  * that exceeds `limit`, and ends at the first within the limit if that is `enough`. */
-rg_status rgi_model_measure(const rgi_model *m, const uint64_t *set, int64_t limit, bool enough,
+rg_status rgi_model_measure(rgi_model *m, const uint64_t *set, int64_t limit, bool enough,
                             int64_t *saved, int64_t *peak, double *ms, rg_error *e);
 
 /* ---- what a budget asks for ---- */
@@ -184,9 +189,10 @@ typedef struct rgi_bound rgi_bound;
 rg_status rgi_bound_open(rgi_chooser *c, rgi_bound **out, rg_error *e);
 /* Fills in the chooser's bound_ms, at most best_ms, and optimal, for its budget. */
 rg_status rgi_bound_find(rgi_bound *b, rg_error *e);
-/* Betters best_ms or raises bound_ms to it, if all choices can be gone through with so much work
- * (nodes replayed). */
-rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, rg_error *e);
+/* Betters best_ms or raises bound_ms to it, if all choices can be gone through with so much work,
+ * and where it is far from that so much more. */
+rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, int64_t more,
+                    rg_error *e);
 
 /* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns
  * false. */

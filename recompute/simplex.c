@@ -17,9 +17,15 @@ enum {
   SPARE_PIVOTS = 200, /* of a solution: a row, and beside that */
   MOST_DEAD = 64,
   FORGOTTEN = -1,
-  LANES = 8
+  LANES = 8,
+  MOST_CUTS = 64,
+  FEW_TERMS = 16
 };
 static const double NEAR = 1e-7, TINY = 1e-9, ZERO = 1e-12, DRIFT = 1e-4, TILT = 1e-5;
+/* Of cuts: parts of one that are no rounding, numbers that are too large, or so small beside the
+ * largest that they are left out; what is spared for sums of doubles; and how deep it has to be. */
+static const double LEAST_PART = 0.01, MOST_WEIGHT = 1e4, SMALLEST = 1e-6, SPARE = 1e-7,
+                    LEAST_CUT = 1e-3, ALIKE = 0.9, MOST_TERMS = 0.2;
 
 /* A column, or a row: what it is above its right hand side, which is not negative. */
 typedef struct variable {
@@ -30,6 +36,7 @@ typedef struct variable {
   int where; /* i: the i-th that is basic, ~j: the j-th that is not */
   int idle;
   bool row, dead;
+  bool whole; /* a row: in whole numbers of the columns, it is one itself */
 } variable;
 
 typedef struct entry {
@@ -49,6 +56,7 @@ struct rgi_simplex {
   int *spare;                   /* numbers of dropped rows */
   int *enter;
   double *column;
+  double *weight, *of_cut; /* per variable */
   entry *entry;
   int nentry, most_entries, ndead;
   double cost;
@@ -72,8 +80,10 @@ rg_status rgi_simplex_open(int columns, int rows, rgi_arena *a, rgi_simplex **ou
   s->spare = rgi_alloc_n(a, m + MOST_DEAD, sizeof *s->spare);
   s->enter = rgi_alloc_n(a, n, sizeof *s->enter);
   s->column = rgi_alloc_n(a, m, sizeof *s->column);
+  s->weight = rgi_alloc_n(a, n + m + MOST_DEAD, sizeof *s->weight);
+  s->of_cut = rgi_alloc_n(a, n + m + MOST_DEAD, sizeof *s->of_cut);
   if (!s->of || !s->at || !s->room || !s->value || !s->norm || !s->price || !s->basic ||
-      !s->other || !s->spare || !s->enter || !s->column)
+      !s->other || !s->spare || !s->enter || !s->column || !s->weight || !s->of_cut)
     return rgi_nomem(e);
   return RG_OK;
 }
@@ -137,6 +147,7 @@ int rgi_simplex_column(rgi_simplex *s, double cost, double lo, double hi, const 
   for (int k = 0; k < n; k++) {
     const int at = s->of[in[k].of].where;
     s->entry[s->nentry++] = (entry){in[k].of, v, in[k].by};
+    s->of[in[k].of].whole &= in[k].by == floor(in[k].by);
     if (at >= 0) {
       s->at[at][j] += in[k].by;
       s->value[at] += in[k].by * lo;
@@ -186,12 +197,14 @@ int rgi_simplex_row(rgi_simplex *s, const rgi_weight *of, int n, double least) {
   double *row = new_row(s), value = -least;
   if (!row) return -1;
   const int v = s->nspare ? s->spare[--s->nspare] : s->nvariable++, i = s->m;
+  bool whole = least == floor(least);
   memset(row, 0, ((size_t)s->most_columns + LANES) * sizeof *row);
   for (int k = 0; k < n; k++) {
     fill_row(s, row, &value, of[k].of, of[k].by);
+    whole &= of[k].by == floor(of[k].by);
     s->entry[s->nentry++] = (entry){v, of[k].of, of[k].by};
   }
-  s->of[v] = (variable){.hi = INFINITY, .least = least, .where = i, .row = true};
+  s->of[v] = (variable){.hi = INFINITY, .least = least, .where = i, .row = true, .whole = whole};
   s->at[i] = row;
   s->value[i] = value;
   s->norm[i] = 1 + add(row, row, 0, s->n);
@@ -457,4 +470,122 @@ double rgi_simplex_solve(rgi_simplex *s, int pivots, double most) {
       x->idle = x->where >= 0 && (s->value[x->where] > NEAR) ? x->idle + 1 : 0;
   }
   return least;
+}
+
+/* ---- cuts ---- */
+
+/* The least that a whole number of a unit of `by` adds, where all together miss a whole number by
+ * `part`. */
+static double cut_by(double by, double part) {
+  const double f = by - floor(by);
+  return f <= part ? f : part * (1 - f) / (1 - part);
+}
+
+/* Gomory's mixed cut of what the i-th that is basic is made of, as of_cut[columns] and its right
+ * hand side. The rows it comes from are added up anew as they were added, by the tableau's weights,
+ * whatever those are: so it holds, but for what sums of doubles are off by, for every choice in
+ * whole numbers from 0 to 1. NAN: there is none. */
+static double make_cut(rgi_simplex *s, int i) {
+  double sum = 0, least, most = 0;
+  memset(s->weight, 0, (size_t)s->nvariable * sizeof *s->weight);
+  memset(s->of_cut, 0, (size_t)s->nvariable * sizeof *s->of_cut);
+  s->work += s->nentry / 2 + s->nvariable / 2;
+  for (int j = 0; j < s->n; j++) {
+    const double w = s->at[i][j];
+    if (!s->of[s->other[j]].row || fabs(w) < TINY) continue;
+    s->weight[s->other[j]] = w;
+    sum += w * s->of[s->other[j]].least;
+    most = fmax(most, fabs(w));
+  }
+  for (int k = 0; k < s->nentry; k++)
+    s->of_cut[s->entry[k].column] += s->entry[k].by * s->weight[s->entry[k].row];
+  for (int v = 0; v < s->nvariable; v++) {
+    const variable *x = &s->of[v];
+    most = fmax(most, fabs(s->of_cut[v]));
+    if (!x->row && x->where < 0 && x->value > 0.5) sum -= s->of_cut[v];
+  }
+  const double part = least = sum - floor(sum);
+  if (part < LEAST_PART || part > 1 - LEAST_PART || most > MOST_WEIGHT) return NAN;
+  for (int v = 0; v < s->nvariable; v++) {
+    const variable *x = &s->of[v];
+    const double by = s->weight[v];
+    if (x->row && by != 0) {
+      s->weight[v] = x->whole ? cut_by(-by, part) : by < 0 ? -by : by * part / (1 - part);
+      least += s->weight[v] * x->least;
+    } else if (!x->row && s->of_cut[v] != 0) {
+      const bool high = x->where < 0 && x->value > 0.5;
+      const double g = cut_by(high ? -s->of_cut[v] : s->of_cut[v], part);
+      s->of_cut[v] = high ? -g : g;
+      if (high) least -= g;
+    }
+  }
+  for (int k = 0; k < s->nentry; k++)
+    s->of_cut[s->entry[k].column] += s->entry[k].by * s->weight[s->entry[k].row];
+  return least;
+}
+
+/* The cut in handy numbers, without its smallest, and a little less than it is; returns how far
+ * what the program has found is outside it, 0: not at all. */
+static double finish_cut(rgi_simplex *s, rgi_weight *of, int *n, double *least) {
+  double most = 0, square = 0, out;
+  for (int v = 0; v < s->nvariable; v++) most = fmax(most, fabs(s->of_cut[v]));
+  *n = 0;
+  if (!(most > 0 && most < MOST_WEIGHT)) return 0;
+  *least = *least / most - SPARE;
+  out = *least;
+  for (int v = 0; v < s->nvariable; v++) {
+    const double by = s->of_cut[v] / most;
+    if (by == 0) continue;
+    if (fabs(by) < SMALLEST) {
+      *least -= fmax(by, 0);
+      continue;
+    }
+    of[(*n)++] = (rgi_weight){v, by};
+    square += by * by;
+    out -= by * rgi_simplex_value(s, v);
+  }
+  return square > 0 ? out / sqrt(square) : 0;
+}
+
+/* Does one of these rows, the last that were added, go nearly the same way? */
+static bool much_alike(rgi_simplex *s, const rgi_weight *term, int n, const int *row, int nrow) {
+  double *x = s->of_cut, own = 0;
+  memset(x, 0, (size_t)s->nvariable * sizeof *x);
+  for (int i = 0; i < n; i++) x[term[i].of] = term[i].by, own += term[i].by * term[i].by;
+  int k = s->nentry;
+  for (int r = nrow - 1; r >= 0; r--) {
+    double both = 0, square = 0;
+    for (; k > 0 && s->entry[k - 1].row == row[r]; k--) {
+      const double by = s->entry[k - 1].by;
+      both += by * x[s->entry[k - 1].column];
+      square += by * by;
+    }
+    if (both > ALIKE * sqrt(own * square)) return true;
+  }
+  return false;
+}
+
+int rgi_simplex_cuts(rgi_simplex *s, int most, rgi_weight *term, int *row) {
+  int best[MOST_CUTS], n = 0, count, added = 0;
+  double by[MOST_CUTS], least;
+  for (int i = 0; i < s->m; i++) {
+    const double x = s->value[i];
+    if (s->of[s->basic[i]].row || x < LEAST_PART || x > 1 - LEAST_PART) continue;
+    if (isnan(least = make_cut(s, i))) continue;
+    const double out = finish_cut(s, term, &count, &least);
+    if (out < LEAST_CUT || count > fmax(FEW_TERMS, MOST_TERMS * s->n)) continue;
+    int k = n < MOST_CUTS ? n++ : MOST_CUTS;
+    for (; k > 0 && by[k - 1] < out; k--)
+      if (k < MOST_CUTS) best[k] = best[k - 1], by[k] = by[k - 1];
+    if (k < MOST_CUTS) best[k] = i, by[k] = out;
+  }
+  for (int k = 0; k < n && added < most; k++) {
+    least = make_cut(s, best[k]);
+    finish_cut(s, term, &count, &least);
+    if (much_alike(s, term, count, row, added)) continue;
+    const int v = rgi_simplex_row(s, term, count, least);
+    if (v < 0) break;
+    row[added++] = v;
+  }
+  return added;
 }

@@ -34,6 +34,10 @@ double rgi_simplex_solve(rgi_simplex *s, int pivots, double most);
 double rgi_simplex_value(const rgi_simplex *s, int column);
 /* By the same prices: what a unit of the column adds. */
 double rgi_simplex_reduced(const rgi_simplex *s, int column);
+/* For programs whose columns are 0 or 1 in whole numbers: adds up to `most` rows that all such
+ * choices keep and what was found last does not; their numbers, and how many. term: room for all
+ * columns. */
+int rgi_simplex_cuts(rgi_simplex *s, int most, rgi_weight *term, int *row);
 int rgi_simplex_rows(const rgi_simplex *s);
 /* Work done so far, in steps of some 10 ns. */
 int64_t rgi_simplex_work(const rgi_simplex *s);
