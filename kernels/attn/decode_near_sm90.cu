@@ -448,8 +448,9 @@ template <class C> struct ranking {
             s.token[q.stage].exact[tid];
       float most[AT_ONCE];
       int top = 0;
+      /* A shuffle waits for what it is given: where nothing is to be weighed, nobody else does. */
       float own = 0; /* lse of a head */
-      if (ranks) fetch_q(j), own = lse[lane % HEADS];
+      if (ranks) fetch_q(j), own = __shfl_sync(~0u, lse[lane % HEADS], lane);
       if (tid == 0) r.count = 0, r.least = INT_MAX;
       if (summed) bar_wait(&s.summed[m.stage], m.parity);
       if (ranks) top = estimate(j, c, kept_of<C>(d, m.stage), own, most);
@@ -477,7 +478,7 @@ template <class C> struct ranking {
         }
         named_sync(RANKING, WARPGROUP);
       }
-      bar_release(&s.near_taken[q.stage], own, j.head, j.keys);
+      bar_release(&s.near_taken[q.stage], j.head, j.keys);
     }
   }
 };
