@@ -331,7 +331,7 @@ bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu, bool 
   if (split) return rgk_decode_split_sm90((rg_dtype)compressed->dtype, compressed->D) != NULL;
   if (!rgk_decode_layer_sm90((rg_dtype)compressed->dtype, compressed->D)) return false;
 #endif
-  return split || decodes_few(compressed, gpu);
+  return decodes_few(compressed, gpu);
 }
 
 rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
