@@ -1,5 +1,5 @@
-/* tests/harness/pack_tight.h: the backward pass of a random graph (seed 38 of planner_bench) under a
- * budget, in blocks of 16 KiB: first node, the one after the last, size. */
+/* tests/harness/pack_tight.h: the backward pass of a random graph (seed 38 of planner_bench) under
+ * a budget, in blocks of 16 KiB: first node, the one after the last, size. */
 static const short pack_tight[][3] = {
     {169, 184, 1},  {169, 181, 1},  {177, 179, 1},  {177, 220, 1},  {178, 192, 1},  {178, 182, 1},
     {179, 204, 1},  {180, 185, 1},  {181, 206, 1},  {183, 193, 1},  {190, 256, 1},  {191, 221, 1},
