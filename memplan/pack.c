@@ -186,6 +186,7 @@ typedef struct part {
   rgi_packing packing;
   int64_t base;        /* bytes of peeled pieces that lie below */
   bool countable;      /* even all its pieces on top of each other end below 2^63 */
+  bool within;         /* whatever ends within the capacity will do, of some work */
   int64_t *offset;     /* best, units above the base */
   int64_t peak, bound; /* bytes above the base */
   rgi_heuristic *heuristic;
@@ -260,13 +261,15 @@ static double beam_share(const rgi_packing *p, int64_t bound) {
 
 /* How the work on a part is measured out: rounds of the heuristic at first and after each search,
  * nodes of a search times luby(), beams after which all are twice as wide, steps of a repair for
- * each piece (twice as many once none of a round of aims was met). */
+ * each piece (twice as many once none of a round of aims was met), so many of them a node where
+ * anything within a capacity will do. */
 enum {
   FIRST_ROUNDS = 64,
   LATER_ROUNDS = 8,
   SEARCH_NODES = 2000,
   NARROW_BEAMS = 64,
-  REPAIR_STEPS = 8
+  REPAIR_STEPS = 8,
+  REPAIR_WITHIN = 1
 };
 
 /* Of the searches of a cycle, those that try for a capacity between goal and peak. The
@@ -277,7 +280,9 @@ static const bool tries_between[TARGET_CYCLE] = {[3] = true, [7] = true, [9] = t
 
 /* Ways to a better packing. Depth first mostly tries for the goal itself, as beams do. Where those
  * have most of the work, depth first also looks, by itself, for anything between goal and peak: of
- * what needs a little room it soon finds much. Repair proves nothing and needs room as well. */
+ * what needs a little room it soon finds much. Repair proves nothing and needs room as well; it is
+ * the quickest to a packing that has to be no better than a capacity a little above the bound, so
+ * that has most of a planner's work. */
 typedef enum way { FIRST_FIT, SEARCH, SEARCH_BETWEEN, BEAM, REPAIR } way;
 
 /* Whose turn it is, by nodes and steps so far: they take about as long. What is in vain for long
@@ -287,6 +292,7 @@ static way next_way(const part *x, double beams) {
   if (x->packing.n > MOST_SEARCHED) return REPAIR;
   if (x->searches > 0) {
     const int64_t sought = x->search_nodes + x->beam_nodes;
+    if (x->within && x->repair_steps < REPAIR_WITHIN * sought) return REPAIR;
     if (beams > 1 && (6 + x->misses) * x->between_nodes < sought) return SEARCH_BETWEEN;
     if ((8 + 2 * x->repair_misses) * x->repair_steps < sought) return REPAIR;
   }
@@ -531,6 +537,7 @@ rg_status rgi_pack(const rg_context *ctx, rg_buffer *b, size_t n, const rg_pack_
     for (int32_t i = 0; i < w.nparts; i++) {
       part *x = &w.part[i];
       if (x->base + x->peak <= target || rgi_stops(&stop, 0)) continue;
+      x->within = work && capacity > 0;
       RGI_GOTO(status, solve_part(x, target - x->base, &stop, scratch, e), out);
       if (x->base + x->bound > w.bound) w.bound = x->base + x->bound, again = true;
     }

@@ -18,7 +18,7 @@ static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80
 /* … and in steps of some 10 ns. A proof has what the rest leaves of a plan's work, within bounds;
  * where that ends far from the best, so much. */
 static const int64_t PLAN_WORK = 800000000, LEAST_PROOF = 330000000, MOST_PROOF = 550000000,
-                     FAR_PLAN = 1180000000, FAR_PROOF = 580000000;
+                     FAR_PLAN = 1180000000, FAR_PROOF = 540000000;
 enum {
   STARTS = 8,
   MOST_PERIOD = 64,
@@ -29,7 +29,7 @@ enum {
   RETRIES = 3,     /* of memplan's word */
   STIRS = 2048,    /* a candidate */
   NEAR_LIMIT = 64, /* candidates open to a proof, near the bound */
-  PART = 4,        /* of the packer's work: for a first word on a choice */
+  PART = 2,        /* of the packer's work: for a first word on a choice */
 };
 static const double NEAR = 0.0005; /* of the whole time: as good as the bound */
 static const double FAR = 0.01;    /* … from so much on, more of a proof is worth it */

@@ -2,6 +2,7 @@
  * instances, and the CSV command. */
 #include "memplan/pack.h"
 #include "tests/harness/pack_instances.h"
+#include "tests/harness/pack_tight.h"
 #include "tests/harness/round.h"
 #include <criterion/criterion.h>
 #include <stdio.h>
@@ -169,6 +170,22 @@ Test(pack, the_limit_is_kept) {
   rg_pack_options o = {.seconds = 0.3};
   rg_pack_result r = pack(b, 500, &o);
   cr_assert_lt(r.seconds, 3.0);
+}
+
+/* A planner asks whether a choice fits, a block above what is alive at once: of so much work repair
+ * says yes, where depth first and beams need five times as much. */
+Test(pack, what_fits_is_soon_found) {
+  enum { N = sizeof pack_tight / sizeof *pack_tight };
+  rg_buffer b[N];
+  rg_pack_result r;
+  int64_t work = 400000000, peak;
+  for (int i = 0; i < N; i++)
+    b[i] = (rg_buffer){pack_tight[i][0], pack_tight[i][1], (int64_t)pack_tight[i][2] << 14, 0};
+  const rg_pack_options o = {.align = 256, .capacity = 115 << 14};
+  cr_assert_eq(rgi_pack(ctx, b, N, &o, &work, &r, NULL), RG_OK);
+  cr_assert(pack_valid(b, N, 256, &peak));
+  cr_assert_leq(peak, o.capacity);
+  cr_assert_gt(work, 0);
 }
 
 /* Where work is the limit, what is found when it ends depends on no clock: plans of one spec are

@@ -167,8 +167,8 @@ static void compare_flat(const bench *b, int64_t budget, const outcome *all, int
       if (!rgi_recomputable(&b->g->origin[o])) continue;
       if (mask >> k++ & 1 && m->candidate_of[o] >= 0) rgi_put(set, m->candidate_of[o]);
     }
-    rgi_replay_run(m->replay, set, used);
-    best = fmin(best, rgi_model_ms(m, used));
+    const rgi_taken x = rgi_replay_run(m->replay, set, used);
+    best = fmin(best, rgi_model_ms(m, used) + x.wait_ms);
   }
   c.budget = budget;
   c.best_ms = 2 * best + 1;
