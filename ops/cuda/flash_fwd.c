@@ -328,10 +328,12 @@ rg_status rgi_decode_pair(const rgk_attn *selected, const rgk_attn *window, cons
 
 bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu, bool split) {
 #ifdef REGRAPH_CUDA
-  if (split) return rgk_decode_split_sm90((rg_dtype)compressed->dtype, compressed->D) != NULL;
-  if (!rgk_decode_layer_sm90((rg_dtype)compressed->dtype, compressed->D)) return false;
+  const rg_dtype type = (rg_dtype)compressed->dtype;
+  if (!(split ? rgk_decode_split_sm90(type, compressed->D)
+              : rgk_decode_layer_sm90(type, compressed->D)))
+    return false;
 #endif
-  return decodes_few(compressed, gpu);
+  return split || decodes_few(compressed, gpu);
 }
 
 rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
