@@ -18,6 +18,7 @@
    The loops of those who attend and of those who sum up run side by side on each quarter of a
    multiprocessor. They are kept to some 750 instructions together.
  */
+#include "decode_choice_sm90.cuh"
 #include "decode_layer_sm90.cuh"
 #include "decode_wide_sm90.cuh"
 
@@ -324,16 +325,7 @@ template <class C> struct ranking {
     named_sync(RANKING, WARPGROUP);
     if (tid < n) {
       const int mine = r.key[tid], block = r.block[tid];
-      int before = 0;
-#pragma unroll 1
-      for (int i = 0; i < n; i += 4) {
-        const int4 x = *(const int4 *)(r.key + i);
-        before += (x.x > mine) + (x.y > mine) + (x.z > mine) + (x.w > mine);
-        if (x.x == mine) before += r.block[i] < block;
-        if (x.y == mine) before += r.block[i + 1] < block;
-        if (x.z == mine) before += r.block[i + 2] < block;
-        if (x.w == mine) before += r.block[i + 3] < block;
-      }
+      const int before = come_before(r.key, r.block, n, mine, block);
       if (before < keep) r.chosen[before] = make_int2(mine, block);
     }
     named_sync(RANKING, WARPGROUP);

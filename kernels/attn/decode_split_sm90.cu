@@ -10,6 +10,7 @@
    Blocks are chosen as in decode_near_sm90.cu: nearly first, by weights put aside in bf16 (RECORD),
    then the few that can be meant by products made anew.
  */
+#include "decode_choice_sm90.cuh"
 #include "decode_split_sm90.cuh"
 #include "decode_wide_sm90.cuh"
 
@@ -76,12 +77,13 @@ template <class S> struct kernel {
       }
       if (ranked) {
         __syncthreads(); /* the chunk before is merged */
-        x.put(s, warp, lane);
+        x.put(s.o[warp], s.m[warp], s.l[warp], lane);
         __syncthreads();
         merge(s, r.chunk[rank + i * n]);
       } else {
         const int group = rank + n * (warp + WARPS * (chosen ? i : i - t.of_chunks));
-        x.put(r.near[chosen ? RGK_SPLIT_WINDOW + group : group], lane);
+        part<S> &to = r.near[chosen ? RGK_SPLIT_WINDOW + group : group];
+        x.put(to.o, to.m, to.l, lane);
       }
     }
   }
@@ -230,16 +232,7 @@ template <class S> struct kernel {
   __device__ __forceinline__ void select_few(int count, int keep) {
     if (tid < count) {
       const int mine = s.key[tid], block = s.block[tid];
-      int before = 0;
-#pragma unroll 1
-      for (int i = 0; i < count; i += 4) {
-        const int4 x = *(const int4 *)(s.key + i);
-        before += (x.x > mine) + (x.y > mine) + (x.z > mine) + (x.w > mine);
-        if (x.x == mine) before += s.block[i] < block;
-        if (x.y == mine) before += s.block[i + 1] < block;
-        if (x.z == mine) before += s.block[i + 2] < block;
-        if (x.w == mine) before += s.block[i + 3] < block;
-      }
+      const int before = come_before(s.key, s.block, count, mine, block);
       if (before < keep) s.chosen[before] = make_int2(mine, block);
     }
     __syncthreads();

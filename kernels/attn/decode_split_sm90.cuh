@@ -255,26 +255,17 @@ template <class S> struct sums {
     return read ^ p[0] ^ p[1] ^ p[2] ^ p[3];
   }
 
-  __device__ __forceinline__ void put(part<S> &to, int lane) {
+  template <int PITCH>
+  __device__ __forceinline__ void put(float (&to)[HEADS][PITCH], float (&to_m)[HEADS],
+                                      float (&to_l)[HEADS], int lane) {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int y = 0; y < 2; y++) {
       const float sum = quad_sum(l[y]);
 #pragma unroll
       for (int n = 0; n < S::D / 8; n++)
-        *(float2 *)&to.o[g + 8 * y][8 * n + 2 * t] = make_float2(o[n][2 * y], o[n][2 * y + 1]);
-      if (t == 0) to.m[g + 8 * y] = m[y], to.l[g + 8 * y] = sum;
-    }
-  }
-  __device__ __forceinline__ void put(memory<S> &s, int warp, int lane) {
-    const int g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int y = 0; y < 2; y++) {
-      const float sum = quad_sum(l[y]);
-#pragma unroll
-      for (int n = 0; n < S::D / 8; n++)
-        *(float2 *)&s.o[warp][g + 8 * y][8 * n + 2 * t] = make_float2(o[n][2 * y], o[n][2 * y + 1]);
-      if (t == 0) s.m[warp][g + 8 * y] = m[y], s.l[warp][g + 8 * y] = sum;
+        *(float2 *)&to[g + 8 * y][8 * n + 2 * t] = make_float2(o[n][2 * y], o[n][2 * y + 1]);
+      if (t == 0) to_m[g + 8 * y] = m[y], to_l[g + 8 * y] = sum;
     }
   }
 };
