@@ -203,8 +203,55 @@ Test(gpu_serve, any_schedule_gives_the_same_bits, .timeout = 300) {
   any_schedule(&l, all, 2, "f16, groups of four, HND, learned");
 }
 
-/* What leaves a choice to more than fp32 sums, or to the order of blocks. */
-enum { PLAIN, HEADS_ALIKE = 1, KEYS_AGAIN = 2 };
+/* What leaves a choice to more than fp32 sums, or to the order of blocks; then where softmax has to
+ * move its reference: wherever it goes on to earlier keys, or to later ones, late, for keys of one
+ * warp; and numbers that are hardly any. */
+enum {
+  PLAIN,
+  HEADS_ALIKE = 1,
+  KEYS_AGAIN = 2,
+  FALLING = 4,
+  RISING = 8,
+  LATE = 16,
+  ONE_WARP = 32,
+  EXTREME = 64
+};
+
+/* What the first of a key's D is, in row `row` of n: a step up is 12 and more powers of two. */
+static float first_of_key(int kind, int b, int row, int n) {
+  const int after = (n - 1 - row) / 64;
+  switch (kind) {
+  case FALLING: return (float)(after % 200);
+  case RISING: return (float)(row / 64 % 200);
+  case LATE: return row < 40 || (row >= n - 505 && row < n - 480) ? 6.0f : 0.0f;
+  case ONE_WARP: return row % 64 / 16 == b % 4 ? (float)(after % 200) : 0.0f;
+  default: break; /* the last ones are not seen by any head */
+  }
+  if (row >= n - 150) return -INFINITY;
+  if (row == n / 2 && b % 2) return NAN;
+  return row % 448 == 71 ? 1e30f : after % 3 ? (float)after : -1e30f;
+}
+
+/* The same for all keys of a step's sequences, and q to go with it: every fourth head looks
+ * elsewhere. */
+static void move_references(const buffers *io, const layer *l, const int *context, int B,
+                            int kind) {
+  const float looks = 100, no = kind == EXTREME ? looks : 0;
+  for (int cmp = 0; cmp < 2; cmp++) {
+    const int rows = cmp ? l->page / l->stride : l->page, each = l->page / rows;
+    char *const x = buffer(io, RG_STATE, cmp ? "ck" : "kc");
+    for (int b = 0, page = 0; b < B; b++)
+      for (int m = 0; m * l->page < context[b]; m++, page++)
+        for (int i = 0; i < rows * l->KH; i++) {
+          const float value =
+              first_of_key(kind, b, m * rows + i / l->KH, (context[b] + each - 1) / each);
+          rg_convert(l->kv, x + ((size_t)(page * rows * l->KH + i) * l->D) * 2, RG_F32, &value, 1);
+        }
+  }
+  for (int i = 0; i < B * l->H; i++)
+    rg_convert(l->q, (char *)buffer(io, RG_INPUT, "q") + (size_t)i * l->D * 2, RG_F32,
+               i % 4 == 3 ? &no : &looks, 1);
+}
 
 /* Single tokens have kernels of their own where a step has no more rows than sequences. Over long
  * contexts of large logits, whose softmax has to move its reference: the bits of other kernels.
@@ -271,6 +318,7 @@ static void single_tokens(int H, int D, int most, float large, int kind) {
       }
     }
     if (k == 0 && kind & HEADS_ALIKE) alike_heads(&s[k].io, &l, 1);
+    if (k == 0 && kind >= FALLING) move_references(&s[k].io, &l, context, B, kind);
     bind_all(s[k].session, &s[k].io);
   }
   for (int k = 0; k < SIDES; k++) CR_OK(try_forward(s[k].session, &s[k].io, &e), &e);
@@ -278,6 +326,7 @@ static void single_tokens(int H, int D, int most, float large, int kind) {
     const int k = 1 + i / OUT, n = i % OUT;
     const size_t size = row_bytes(&s[k].io, RG_OUTPUT, made[n]);
     if (size == 0) continue;
+    if (kind == EXTREME && made[n][0] != 'c' && strncmp(made[n], "swa", 3)) continue;
     const char *x = buffer(&s[0].io, RG_OUTPUT, made[n]), *y = buffer(&s[k].io, RG_OUTPUT, made[n]);
     for (int t = 0; t < B; t++) /* the last one is of nobody, and zero */
       cr_assert_eq(memcmp(x + (size_t)t * size, y + (size_t)t * size, size), 0,
@@ -285,7 +334,7 @@ static void single_tokens(int H, int D, int most, float large, int kind) {
                    D, most, (double)large, k);
   }
   int undecided = 0;
-  for (int b = 0, t = 0; b < B && kind; t += context[b++] > 0)
+  for (int b = 0, t = 0; b < B && kind && kind<FALLING; t += context[b++]> 0)
     if (context[b] > 0)
       undecided +=
           oracle_chooses(&l, &s[0].io, t, context[b],
@@ -387,6 +436,22 @@ Test(gpu_serve, short_single_tokens, .timeout = 300) { /* what tools have time f
   NEEDS_GPU();
   single_tokens(16, 64, 300, 4, PLAIN);
   single_tokens(16, 128, 300, 1, PLAIN);
+}
+Test(gpu_serve, short_references_that_move, .timeout = 300) {
+  NEEDS_GPU();
+  single_tokens(16, 64, 2300, 1, FALLING);
+  single_tokens(16, 64, 300, 1, RISING);
+}
+
+/* Weights are made before it is known whether a reference moves: where it does. */
+Test(gpu_serve, references_that_move, .timeout = 300) {
+  NEEDS_GPU();
+  for (int kind = FALLING; kind <= EXTREME; kind *= 2) {
+    single_tokens(32, 128, 5000, 1, kind);
+    single_tokens(16, 64, 40000, 1, kind);
+  }
+  single_tokens(16, 128, 40000, 1, FALLING);
+  single_tokens(16, 128, 40000, 1, ONE_WARP);
 }
 
 /* Rows that fp32 sums leave to fp64, and blocks that tie (all are scored then where they are chosen
