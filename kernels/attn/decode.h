@@ -30,11 +30,14 @@ enum {
   (RGK_FLASH_PANELS(D) *                                                                           \
        (256 * RGK_DECODE_KEYS * RGK_DECODE_STAGES(D) + 2 * 128 * RGK_DECODE_HEADS) +               \
    RGK_DECODE_HEADS * 4 * RGK_DECODE_KEYS + RGK_DECODE_KEYS / 8 * (4 * RGK_DECODE_HEADS + 4) * 4 + \
-   4 * RGK_DECODE_SCORES + 3072)
+   4 * RGK_DECODE_SCORES + 4608)
+/* Where two blocks of threads share a token, each has keys or values alone, and weights on their
+ * way from one to the other. */
+#define RGK_DECODE_TWIN_STAGES(D) (2 * RGK_DECODE_STAGES(D) - ((D) == 128 ? 1 : 2))
 /* Where products are held: of width 128 they take a stage's place. */
 #define RGK_DECODE_HELD_STAGES(D) (RGK_DECODE_STAGES(D) - ((D) == 128))
 #define RGK_DECODE_HELD_SHARED(D) \
-  (RGK_DECODE_SHARED(D) + ((D) == 128 ? 0 : RGK_DECODE_HEADS * 4 * (RGK_DECODE_HELD + 4)) + 1536)
+  (RGK_DECODE_SHARED(D) + ((D) == 128 ? 0 : RGK_DECODE_HEADS * 4 * (RGK_DECODE_HELD + 4)))
 
 /* A job is a token of a KV head; slots are rows of q.
  *

@@ -18,6 +18,8 @@ constexpr int HEADS = RGK_DECODE_HEADS, MOST = 32;
 constexpr int RANKS = RGK_DECODE_RANKS, WARPS = RANKS / 32; /* of those who rank */
 constexpr int ROWS16 = HEADS * 128;                         /* bytes of a panel of 16 rows */
 constexpr int HELD_PITCH = RGK_DECODE_HELD + 4;             /* so that banks differ */
+/* Bytes of what one twin tells the other of a tile; that they take. */
+constexpr int SENT = 2 * ROWS16 + 4 * HEADS, SLOT = (SENT + 1023) / 1024 * 1024;
 
 /* Where what is at a stage lies: slots of 64 keys, of which a tile of 128 takes two from an even
  * one on. A slot has a parity of its own. */
@@ -62,13 +64,17 @@ struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
   static constexpr bool HELD = KIND == RANKED && !NEAR && !TWINS && !LAYER,
                         AHEAD = HELD || (PAIRED && !LAYER);
   static constexpr int STAGES = PAIRED && !LAYER ? RGK_PAIR_STAGES(D, KIND == SELECTED)
-                                : HELD
-                                    ? RGK_DECODE_HELD_STAGES(D)
+                                : HELD           ? RGK_DECODE_HELD_STAGES(D)
+                                : TWINS_
+                                    ? RGK_DECODE_TWIN_STAGES(D)
                                     : RGK_DECODE_STAGES(D) * RGK_DECODE_KEYS / (LAYER ? 64 : KEYS);
   static constexpr int SHARED = HELD ? RGK_DECODE_HELD_SHARED(D) : RGK_DECODE_SHARED(D);
   static constexpr bool BOXES = KIND != SELECTED && !PAIRED; /* keys come in boxes of eight rows */
   static constexpr int GROUP = KIND == SELECTED && !LAYER;   /* whose named barrier is its own */
   static constexpr int SUMS = KIND == SELECTED ? 4 : KEYS / 8;
+  /* A tile's weights are made before it is known whether a reference moves. Held products leave no
+   * room for a second tile's sums. */
+  static constexpr bool GUESS = !HELD;
   using tile = tile_of<setup, BOXES>;
   using stages =
       std::conditional_t<LAYER, slot_ring<LAYER ? STAGES : 1, KEYS>, ring<LAYER ? 1 : STAGES>>;
@@ -130,16 +136,18 @@ struct weighed {
 template <class C> struct memory_of {
   static constexpr int ONCE = C::NEAR; /* fields of those alone */
   static constexpr int STAGE = C::DP * 128 * (C::LAYER ? 64 : C::KEYS);
-  alignas(1024) char k[C::STAGES][STAGE];
-  char v[C::STAGES][STAGE];
+  alignas(1024) char k[C::STAGES][STAGE]; /* of twins, the second's: v */
+  char v[C::TWINS ? 0 : C::STAGES][STAGE];
+  char slots[C::TWINS ? C::STAGES : 0][SLOT];
   char q[2][C::DP * ROWS16];
   char p[2][2 * ROWS16]; /* weights, head by head; o on its way out */
   near_ranks<C> choice[ONCE];
   alignas(16) float products[C::HELD ? HEADS * HELD_PITCH : 0];
-  float sums[C::SUMS][4 * HEADS + 4];
+  float sums[C::GUESS ? 2 : 1][C::SUMS][4 * HEADS + 4]; /* of two tiles in turn */
   alignas(16) int keys[C::KIND == RANKED && !C::NEAR ? RGK_DECODE_SCORES : 4]; /* of blocks */
-  float top[4][HEADS];     /* a warp's largest products of a tile */
-  float2 reference[HEADS]; /* m; what sums so far are multiplied by */
+  float top[4][HEADS];         /* a warp's largest products of a tile */
+  alignas(16) int moved[2][4]; /* of two tiles in turn, a warp's: a reference has to move */
+  float2 reference[2][HEADS];  /* the same: m; what sums so far are multiplied by */
   alignas(16) float end[HEADS];
   int first[C::STAGES]; /* of a selected block's keys */
   job jobs[2];
@@ -206,11 +214,9 @@ __device__ __forceinline__ int32_t *idx_of(const rgk_decode &d, const job &j) {
 
 /* ---- twins ----
  *
- * A tile's weights and scales lie in a slot: of the first, where V's stages would be, of the
- * second, where K's would. Barriers of those stages say that a slot of the second is full, and, in
- * the first, that it is empty again, with the second's stage of V. */
-
-constexpr int SLOT = 8192, SENT = 2 * ROWS16 + 4 * HEADS; /* bytes: apart; of them in use */
+ * Stages are of keys in the first, of values in the second, and each has as many slots for a tile's
+ * weights and scales. Barriers of the stages that are not there say that a slot of the second is
+ * full (K's), and, in the first (V's), that it is empty again, as the second's stage of V. */
 
 template <class C> __device__ __forceinline__ bool has_keys() {
   return !C::TWINS || blockIdx.x % 2 == 0;
@@ -219,8 +225,13 @@ template <class C> __device__ __forceinline__ bool has_values() {
   return !C::TWINS || blockIdx.x % 2 == 1;
 }
 template <class C> __device__ __forceinline__ char *slot_of(memory<C> &s, int stage) {
-  static_assert(!C::TWINS || (SENT <= SLOT && C::STAGES * SLOT <= (int)sizeof s.k), "fits");
-  return (has_values<C>() ? s.k[0] : s.v[0]) + stage * SLOT;
+  return s.slots[stage];
+}
+template <class C> __device__ __forceinline__ char *v_of(memory<C> &s, int stage) {
+  if constexpr (C::TWINS)
+    return s.k[stage];
+  else
+    return s.v[stage];
 }
 /* By one thread: bytes here to where `to` is in the second, whose barrier at `full` counts them. */
 __device__ __forceinline__ void send(char *to, uint64_t *full, const char *from, uint32_t bytes) {
@@ -367,7 +378,7 @@ __device__ __forceinline__ void load_job(const rgk_flash_paged &d, memory<C> &s,
     if (!has_values<C>()) return;
     wait_empty(s.v_empty, v);
     if (C::TWINS && leads) bar_expect(&s.k_full[v.stage], SENT); /* weights of this tile */
-    fetch(s.v[v.stage], &p.v, &s.v_full[v.stage], C::EP, b);
+    fetch(v_of<C>(s, v.stage), &p.v, &s.v_full[v.stage], C::EP, b);
     v.next();
   };
   box now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */

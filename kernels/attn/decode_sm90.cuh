@@ -11,6 +11,11 @@
    maximum, which has no order; the sum of weights has one, which 64 threads follow, a tile behind
    (`sums`: what a thread there adds up before it adds to the row's sum comes added up).
 
+   m seldom moves after the first tiles, so a tile's weights are made with m as it is, and the
+   barrier that says that they are there tells besides whether m had to move (GUESS). Only then are
+   the largest products found and weights made anew: one barrier a tile, not two, and no way through
+   shuffles and shared memory between a tile's products and its weights.
+
      warpgroup   0 loads    1 attends    2, 3 rank, where blocks are chosen (decode_sm90.cu)
                                          2 sums up weights of blocks, 3 ranks, where they are chosen
                                          nearly first (decode_near_sm90.cu)
@@ -28,6 +33,22 @@ namespace rgk {
 namespace decode {
 
 /* ---- attend: a warpgroup ---- */
+
+/* Has a phase ended? Asked early by a warp, for the answer takes its time, and looked at by
+ * has_ended; bar_wait comes where the answer was no. */
+__device__ __forceinline__ uint32_t ask_ended(uint64_t *bar, uint32_t parity) {
+  uint32_t ok;
+  asm volatile("{\n\t.reg .pred p;\n\t"
+               "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+               "selp.u32 %0, 1, 0, p;\n\t}"
+               : "=r"(ok)
+               : "r"(smem_at(bar)), "r"(parity)
+               : "memory");
+  return ok;
+}
+__device__ __forceinline__ bool has_ended(uint32_t asked) {
+  return __all_sync(~0u, asked); /* ptxas is to know that it is the same for all of a warp */
+}
 
 /* Of 16 rows of o, head by head, where eight values are: number i of them all. */
 template <class C> __device__ __forceinline__ int unit_at(int i) {
@@ -142,23 +163,39 @@ template <class C, class P, class X> struct attention {
         asm volatile("mov.b32 %0, %1;" : "=f"(to[n / 8][n % 8]) : "f"(x[n / 8][n % 8]));
   }
 
+  /* What a tile whose weights are in p[turn] adds to the sum of weights. */
+  struct added {
+    float sum[C::SUMS];
+    float2 reference;
+  };
+  __device__ __forceinline__ int sums_at() const {
+    return C::GUESS ? turn : 0;
+  }
+  /* By all: half of them for nothing, but without a branch, so that it goes on beside products. */
+  __device__ __forceinline__ added take_sums() const {
+    added a;
+    const int i = tid % (4 * HEADS);
+    a.reference = s.reference[sums_at()][i / 4];
+#pragma unroll
+    for (int n = 0; n < C::SUMS; n++) a.sum[n] = s.sums[sums_at()][n][i];
+    return a;
+  }
   /* Adds up a tile's weights in the other kernel's order: thread 4h + i does what the threads that
    * have head h's columns 2i and 2i + 1 of every eight do there, and rounds where the compiler has
    * them round. */
-  __device__ __forceinline__ void add_up(float &l, float &m) const {
-    if (tid >= 4 * HEADS) return;
-    const float2 r = s.reference[tid / 4];
-    m = r.x;
+  __device__ __forceinline__ void add_up(float &l, float &m, const added &a) const {
+    m = a.reference.x;
     if constexpr (KIND == SELECTED)
-      l = __fadd_rn(__fmul_rn(l, r.y), s.sums[0][tid]);
+      l = __fadd_rn(__fmul_rn(l, a.reference.y), a.sum[0]);
     else
-      l = fmaf(l, r.y, s.sums[0][tid]);
+      l = fmaf(l, a.reference.y, a.sum[0]);
 #pragma unroll
-    for (int i = 1; i < C::SUMS; i++) l += s.sums[i][tid];
+    for (int i = 1; i < C::SUMS; i++) l += a.sum[i];
   }
 
   /* What add_up adds, of weights x. */
   __device__ __forceinline__ void put_sums(const float (&x)[C::HALVES][8]) const {
+    auto &sums = s.sums[sums_at()];
     /* Of two neighbours each adds up half: the rows y = g & 1. */
     const int odd = g & 1;
 #pragma unroll
@@ -168,17 +205,15 @@ template <class C, class P, class X> struct attention {
       const float pair = mine + __shfl_xor_sync(~0u, other, 4);
       if constexpr (KIND == SELECTED) {
         const float both = pair + __shfl_xor_sync(~0u, pair, 4);
-        if (!odd) s.sums[warp][4 * head + g / 2] = both;
+        if (!odd) sums[warp][4 * head + g / 2] = both;
       } else {
-        s.sums[8 * u + 2 * warp + odd][4 * head + g / 2] = pair;
+        sums[8 * u + 2 * warp + odd][4 * head + g / 2] = pair;
       }
     }
   }
 
-  /* x → weights, in p[turn], of which keys [lo, hi] of the tile are seen; what o must be multiplied
-   * by. `at`: as in weighed. */
-  __device__ __forceinline__ void softmax(float (&x)[C::HALVES][8], float (&m)[4],
-                                          float (&scale)[4], int lo, int hi, int at) {
+  /* Of products x keys [lo, hi] of the tile are seen. */
+  __device__ __forceinline__ void hide(float (&x)[C::HALVES][8], int lo, int hi) const {
     if (lo > 0 || hi < C::KEYS - 1) {
 #pragma unroll
       for (int i = 0; i < 8 * C::HALVES; i++) {
@@ -186,13 +221,33 @@ template <class C, class P, class X> struct attention {
         if (at < lo || at > hi) x[i / 8][i % 8] = -INFINITY;
       }
     }
-    float top[4], minus[4];
+  }
+  /* A thread's largest products. */
+  __device__ __forceinline__ void find_tops(const float (&x)[C::HALVES][8], float (&top)[4]) const {
 #pragma unroll
     for (int h = 0; h < 4; h++) {
       const int i = h / 2 * 4 + h % 2;
       top[h] = fmaxf(x[0][i], x[0][i + 2]);
       if constexpr (C::HALVES == 2) top[h] = fmaxf(top[h], fmaxf(x[1][i], x[1][i + 2]));
     }
+  }
+  __device__ __forceinline__ bool moves(float top, float m) const {
+    return (top - m) * c > LAZY; /* −inf − −inf: no */
+  }
+  /* Would one of this thread's products move a reference, if it were its head's largest? c is
+   * positive, so (top − m) c does not fall as top grows, rounded as it is, and what is no number is
+   * no largest either: a reference moves if and only if some thread's would. */
+  __device__ __forceinline__ bool may_move(const float (&x)[C::HALVES][8],
+                                           const float (&m)[4]) const {
+    float top[4];
+    find_tops(x, top);
+    return moves(top[0], m[0]) | moves(top[1], m[1]) | moves(top[2], m[2]) | moves(top[3], m[3]);
+  }
+  /* Where references are for products x, and what sums so far must be multiplied by. */
+  __device__ __forceinline__ void move(const float (&x)[C::HALVES][8], float (&m)[4],
+                                       float (&scale)[4]) const {
+    float top[4];
+    find_tops(x, top);
 #pragma unroll
     for (int n = 4; n < 32; n *= 2)
 #pragma unroll
@@ -214,19 +269,37 @@ template <class C, class P, class X> struct attention {
     }
 #pragma unroll
     for (int h = 0; h < 4; h++) {
-      const bool move = (top[h] - m[h]) * c > LAZY; /* −inf − −inf: no */
-      scale[h] = move ? exp2_fast((m[h] - top[h]) * c) : 1;
-      m[h] = move ? top[h] : m[h];
-      minus[h] = m[h] == -INFINITY ? 0 : -m[h] * c;
+      const bool up = moves(top[h], m[h]);
+      scale[h] = up ? exp2_fast((m[h] - top[h]) * c) : 1;
+      m[h] = up ? top[h] : m[h];
     }
+  }
+
+  /* p and its slot are empty. */
+  __device__ __forceinline__ void wait_room(uint32_t there) const {
+    if (C::TWINS && !has_ended(there)) bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
+    if constexpr (NEAR)
+      if (!has_ended(there)) bar_wait(&s.p_empty[w.stage], w.parity ^ 1);
+  }
+  __device__ __forceinline__ uint32_t ask_room() const {
+    if (C::TWINS) return ask_ended(&s.v_empty[v.stage], v.parity ^ 1);
+    if constexpr (NEAR) return ask_ended(&s.p_empty[w.stage], w.parity ^ 1);
+    return 1;
+  }
+
+  /* Weights of products x above references m, in p[turn]; what o must be multiplied by. `at`: as in
+   * weighed. */
+  __device__ __forceinline__ void weigh(const float (&x)[C::HALVES][8], const float (&m)[4],
+                                        const float (&scale)[4], int at) const {
+    float minus[4], e[C::HALVES][8];
     char *const slot = C::TWINS ? slot_of<C>(s, v.stage) : nullptr;
-    if (C::TWINS) bar_wait(&s.v_empty[v.stage], v.parity ^ 1);
-    if constexpr (NEAR) bar_wait(&s.p_empty[w.stage], w.parity ^ 1);
+#pragma unroll
+    for (int h = 0; h < 4; h++) minus[h] = m[h] == -INFINITY ? 0 : -m[h] * c;
     if (warp == 0 && g == 0)
 #pragma unroll
       for (int h = 0; h < 4; h++) {
         const int head = h / 2 * 8 + 2 * t + h % 2;
-        s.reference[head] = make_float2(m[h], scale[h]);
+        s.reference[sums_at()][head] = make_float2(m[h], scale[h]);
         if constexpr (NEAR)
           s.slot[w.stage].reference[head] =
               make_float2(m[h] == -INFINITY ? -INFINITY : -minus[h], scale[h]);
@@ -235,25 +308,19 @@ template <class C, class P, class X> struct attention {
     if constexpr (NEAR)
       if (tid == 0) s.slot[w.stage].at = at;
 #pragma unroll
-    for (int i = 0; i < 8 * C::HALVES; i++) {
-      float &e = x[i / 8][i % 8];
-      e = exp2_fast(fmaf(e, c, minus[i / 4 % 2 * 2 + i % 2]));
-    }
-    put_sums(x);
-    turn = NEAR ? w.stage : turn ^ 1;
+    for (int i = 0; i < 8 * C::HALVES; i++)
+      e[i / 8][i % 8] = exp2_fast(fmaf(x[i / 8][i % 8], c, minus[i / 4 % 2 * 2 + i % 2]));
+    put_sums(e);
 #pragma unroll
     for (int u = 0; u < C::HALVES; u++)
-      store_heads<T>(smem_at(C::TWINS ? slot : s.p[turn]) + u * ROWS16, 128, 2 * warp, x[u]);
+      store_heads<T>(smem_at(C::TWINS ? slot : s.p[turn]) + u * ROWS16, 128, 2 * warp, e[u]);
     proxy_fence();
-    if constexpr (NEAR) {
-      warp_ready(&s.p_full[w.stage]);
-      w.next();
-    }
   }
 
   /* Twins: the tile's weights are in their slot, all warps know. */
   __device__ __forceinline__ void send_weights() {
-    if (tid == 0) send(s.k[0] + v.stage * SLOT, &s.k_full[v.stage], slot_of<C>(s, v.stage), SENT);
+    char *const slot = slot_of<C>(s, v.stage);
+    if (tid == 0) send(slot, &s.k_full[v.stage], slot, SENT);
     __syncwarp();
     v.next();
   }
@@ -274,63 +341,101 @@ template <class C, class P, class X> struct attention {
               hi = KIND == SELECTED ? min(j.position, j.keys - 1) : last_key(p, j.keys, j.position);
     waited scored = waited::for_nothing();
     float m[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-    int key = 0; /* first of the tile whose weights are in p */
+    int key = 0;                       /* first of the tile whose weights are in p */
+    uint32_t k_there = 0, v_there = 0; /* asked a step before */
+    auto ask = [&]() {
+      k_there = ask_ended(&s.k_full[k.stage], k.parity);
+      if (!C::TWINS) v_there = ask_ended(&s.v_full[v.stage], v.parity);
+    };
     auto start_added = [&]() {
-      bar_wait(&s.v_full[v.stage], v.parity);
+      if (!has_ended(v_there)) bar_wait(&s.v_full[v.stage], v.parity);
       if (KIND != SELECTED && key < p.before)
-        clear_keys<C, C::BOXES>(s.v[v.stage], 0, min(p.before - key, (int)C::KEYS), C::GROUP);
+        clear_keys<C, C::BOXES>(v_of<C>(s, v.stage), 0, min(p.before - key, (int)C::KEYS),
+                                C::GROUP);
       if (key + C::KEYS > j.keys)
-        clear_keys<C, C::BOXES>(s.v[v.stage], j.keys - key, C::KEYS, C::GROUP);
-      start_values<C>(o, smem_at(s.v[known(v.stage)]), smem_at(s.p[known(turn)]));
+        clear_keys<C, C::BOXES>(v_of<C>(s, v.stage), j.keys - key, C::KEYS, C::GROUP);
+      start_values<C>(o, smem_at(v_of<C>(s, known(v.stage))), smem_at(s.p[known(turn)]));
     };
     auto step = [&](auto first, int i) {
-      float x[C::HALVES][8], scale[4];
-      bar_wait(&s.k_full[k.stage], k.parity);
+      constexpr bool FIRST = decltype(first)::value;
+      float x[C::HALVES][8], scale[4] = {1, 1, 1, 1};
+      added sums;
+      if (!FIRST) sums = take_sums();
+      if (!has_ended(k_there)) bar_wait(&s.k_full[k.stage], k.parity);
       int at = (j.end - 1 - i) * C::KEYS;
       if constexpr (KIND == SELECTED) {
         if (lane == 0) at = s.first[k.stage]; /* read by the lane that gives back */
         at = __shfl_sync(~0u, at, 0);
       }
       start_scores<C>(x, smem_at(s.k[known(k.stage)]), q);
-      if constexpr (decltype(first)::value) {
+      uint32_t room;
+      if constexpr (FIRST) {
         wait_taken();
+        room = ask_room();
         scored = wgmma_wait<0>();
       } else {
         if (!C::TWINS) start_added();
-        add_up(l, reference);
+        room = ask_room();
+        add_up(l, reference, sums);
         scored = wgmma_wait<!C::TWINS>();
       }
 #pragma unroll
       for (int u = 0; u < C::HALVES; u++) wgmma_keep(x[u]);
-      warp_release(&s.k_empty[k.stage], scored, at);
+      if constexpr (FIRST)
+        warp_release(&s.k_empty[k.stage], scored, at);
+      else
+        warp_release(&s.k_empty[k.stage], scored, at, l, reference);
       k.next();
       key = at;
-      /* Softmax's fence waits for stores in front of it, so they come later; not where weights are
-       * sent by then (measured). */
+      /* A fence waits for stores in front of it, so they come later; not where weights are sent by
+       * then (measured). */
       float kept[C::HALVES][8];
       if (C::TWINS)
         products(x, j, key / C::KEYS);
       else
         keep(kept, x);
-      const int tile = j.end - 1 - i;
-      softmax(x, m, scale, lo - key, hi - key, 2 * tile + (tile == j.first));
-      if (C::TWINS) {
+      const int tile = j.end - 1 - i, number = 2 * tile + (tile == j.first);
+      hide(x, lo - key, hi - key);
+      wait_room(room);
+      turn = NEAR ? w.stage : turn ^ 1;
+      bool moved = true;
+      if constexpr (C::GUESS && !FIRST) { /* that references stay: nearly always so */
+        const bool mine = __any_sync(~0u, may_move(x, m));
+        if (lane == 0) s.moved[turn][warp] = mine;
+        weigh(x, m, scale, number);
+        if (!C::TWINS) values_done(o);
+        ask();
         named_sync(EACH + C::GROUP, WARPGROUP);
-        send_weights();
-        return;
+        const int4 all = *(const int4 *)s.moved[turn];
+        moved = __any_sync(~0u, all.x | all.y | all.z | all.w); /* as in has_ended */
       }
-      if constexpr (!decltype(first)::value) values_done(o);
-      if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1 || scale[2] != 1 || scale[3] != 1))
+      if (moved) {
+        move(x, m, scale);
+        weigh(x, m, scale, number);
+        if constexpr (!C::TWINS && !FIRST) {
+          if (!C::GUESS) values_done(o);
+          if (__any_sync(~0u, scale[0] != 1 || scale[1] != 1 || scale[2] != 1 || scale[3] != 1))
 #pragma unroll
-        for (int n = 0; n < 8 * C::EP; n++) o[n / 8][n % 8] *= scale[n / 4 % 2 * 2 + n % 2];
-      named_sync(EACH + C::GROUP, WARPGROUP);
-      products(kept, j, key / C::KEYS);
+            for (int n = 0; n < 8 * C::EP; n++) o[n / 8][n % 8] *= scale[n / 4 % 2 * 2 + n % 2];
+        }
+        if (FIRST || !C::GUESS) ask();
+        named_sync(EACH + C::GROUP, WARPGROUP);
+      }
+      if constexpr (NEAR) {
+        warp_ready(&s.p_full[w.stage]);
+        w.next();
+      }
+      if (C::TWINS)
+        send_weights();
+      else
+        products(kept, j, key / C::KEYS);
     };
     step(std::true_type{}, 0);
     for (int i = 1; i < j.end - j.first; i++) step(std::false_type{}, i);
     bar_release(q_empty, scored, j.head, j.keys);
+    const added sums = take_sums();
     if (!C::TWINS) start_added();
-    add_up(l, reference);
+    add_up(l, reference, sums);
     if (!C::TWINS) values_done(o);
   }
 
@@ -350,10 +455,11 @@ template <class C, class P, class X> struct attention {
         for (int n = 0; n < 8 * C::EP; n++) o[n / 8][n % 8] *= scale[n / 4 % 2 * 2 + n % 2];
       bar_wait(&s.v_full[v.stage], v.parity);
       if (key < p.before)
-        clear_keys<C, C::BOXES>(s.v[v.stage], 0, min(p.before - key, (int)C::KEYS), C::GROUP);
+        clear_keys<C, C::BOXES>(v_of<C>(s, v.stage), 0, min(p.before - key, (int)C::KEYS),
+                                C::GROUP);
       if (key + C::KEYS > j.keys)
-        clear_keys<C, C::BOXES>(s.v[v.stage], j.keys - key, C::KEYS, C::GROUP);
-      start_values<C>(o, smem_at(s.v[v.stage]), smem_at(slot));
+        clear_keys<C, C::BOXES>(v_of<C>(s, v.stage), j.keys - key, C::KEYS, C::GROUP);
+      start_values<C>(o, smem_at(v_of<C>(s, v.stage)), smem_at(slot));
       const waited added = wgmma_wait<0>();
 #pragma unroll
       for (int n = 0; n < C::EP; n++) wgmma_keep(o[n]);
