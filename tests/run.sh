@@ -182,7 +182,7 @@ stage_coverage() {
   build build-cov -DCMAKE_BUILD_TYPE=None "-DCMAKE_C_FLAGS=-O1 -g1" -DREGRAPH_CUDA=OFF \
     -DREGRAPH_COVERAGE=ON
   find build-cov -name '*.gcda' -delete
-  run_tests build-cov -E "^demo$"
+  run_tests build-cov
   check "line coverage of host code is at least 90 %" \
     gcovr -j "$jobs" --root . --object-directory build-cov \
     --filter '(graph|passes|ops|memplan|recompute|cp|exec|report|cli)/' \
