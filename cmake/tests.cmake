@@ -88,8 +88,8 @@ foreach(source ${test_sources})
                     RG_TEST_PLUGIN="$<TARGET_FILE:hard_sigmoid>"
                     RG_TEST_PLUGIN_BAD_ABI="$<TARGET_FILE:plugin_bad_abi>")
   if(REGRAPH_SANITIZE)
-    # compiling it would take as long again; what is watched is the library's code as it was
-    target_compile_options(${name} PRIVATE -O1)
+    # Compiling it would take as long again; what is watched is the library's code as it was.
+    target_compile_options(${name} PRIVATE -O0)
   endif()
   add_dependencies(${name} regraph_cli hard_sigmoid plugin_bad_abi)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
