@@ -43,6 +43,18 @@ static int names_in(const char *folder, char **name, int most) {
   return n;
 }
 
+/* Are two names alike without the ending that both have? With it 'a.json' would be like
+ * 'b.json'. */
+static bool near_stem(const char *a, const char *b) {
+  const char *end = strrchr(a, '.'), *other = strrchr(b, '.');
+  char stem[2][PATH_MAX];
+  if (!end || !other || strcmp(end, other) != 0) return true;
+  snprintf(stem[0], sizeof stem[0], "%.*s", (int)(end - a), a);
+  snprintf(stem[1], sizeof stem[1], "%.*s", (int)(other - b), b);
+  const char *const one = stem[1];
+  return rg_nearest(stem[0], &one, 1) != NULL;
+}
+
 void cli_suggest_file(rg_error *e, const char *path) {
   enum { MOST = 1000 };
   char folder[PATH_MAX], *name[MOST], longer[PATH_MAX];
@@ -55,6 +67,7 @@ void cli_suggest_file(rg_error *e, const char *path) {
   for (int i = 0; i < n && !near; i++)
     if (strcmp(name[i], longer) == 0) near = name[i];
   if (!near) near = rg_nearest(base, (const char *const *)name, n);
+  if (near && !near_stem(base, near)) near = NULL;
   const size_t size = strlen(e->message);
   char shown[256];
   if (near)

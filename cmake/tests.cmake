@@ -64,9 +64,21 @@ target_link_libraries(rgi_harness PUBLIC regraph_all rgi_ref)
 add_library(plugin_bad_abi MODULE ${CMAKE_SOURCE_DIR}/tests/plugin_bad_abi.c)
 target_include_directories(plugin_bad_abi PRIVATE ${CMAKE_SOURCE_DIR}/include)
 
+# Where lines are counted, what runs lines that others run too, on other numbers, is left out: two
+# thirds of the time for 0.4 % of the lines. The builds for release and with sanitizers run it.
+set(same_lines "")
+if(REGRAPH_COVERAGE)
+  set(same_lines
+      test_bitequal test_cp_random test_fuse test_graph test_num_attn test_num_attn_exact
+      test_num_cut test_num_delta test_num_index test_num_rowwise test_num_topk test_num_wide
+      stress serve cp_launch demo)
+endif()
 file(GLOB test_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/unit/test_*.c)
 foreach(source ${test_sources})
   get_filename_component(name ${source} NAME_WE)
+  if(name IN_LIST same_lines)
+    continue()
+  endif()
   add_executable(${name} ${source})
   set_target_properties(${name} PROPERTIES ENABLE_EXPORTS ON RUNTIME_OUTPUT_DIRECTORY
                         ${CMAKE_BINARY_DIR}/tests)
@@ -76,8 +88,8 @@ foreach(source ${test_sources})
                     RG_TEST_PLUGIN="$<TARGET_FILE:hard_sigmoid>"
                     RG_TEST_PLUGIN_BAD_ABI="$<TARGET_FILE:plugin_bad_abi>")
   if(REGRAPH_SANITIZE)
-    # compiling it would take as long again; what is watched is the library's code as it was
-    target_compile_options(${name} PRIVATE -O1)
+    # Compiling it would take as long again; what is watched is the library's code as it was.
+    target_compile_options(${name} PRIVATE -O0)
   endif()
   add_dependencies(${name} regraph_cli hard_sigmoid plugin_bad_abi)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
@@ -197,6 +209,11 @@ foreach(source ${fuzz_sources})
 endforeach()
 
 shipped_profiles()
+foreach(name ${same_lines})
+  if(TEST ${name})
+    set_tests_properties(${name} PROPERTIES DISABLED ON)
+  endif()
+endforeach()
 
 # ---- benchmarks: not tests ----
 pkg_check_modules(OPENBLAS IMPORTED_TARGET openblas)

@@ -9,6 +9,7 @@
  * them: their tensors' names are `broken`, and a reader of those fails without an error of its own.
  */
 #include "elaborate.h"
+#include <stdio.h>
 #include <string.h>
 
 static const char *tensor_name(const void *list, int i) {
@@ -350,16 +351,22 @@ static rg_status add_outputs(rgi_builder *b) {
 
 static rg_status check_bound(rgi_builder *b, bool bind_all) {
   const rg_spec *spec = b->spec;
-  b->g->bound = true;
+  char names[200] = "", flags[200] = "";
+  int count = 0;
   for (int i = 0; i < spec->nfree; i++) {
+    const char *name = spec->free_name[i];
     if (b->scope.known[i]) continue;
-    b->g->bound = false;
-    if (bind_all)
-      return rgi_fail(b->e, RG_E_USAGE, NULL, NULL,
-                      "the dimension '%s' has no value; bind it: --set %s=VALUE",
-                      spec->free_name[i], spec->free_name[i]);
+    const size_t n = strlen(names), f = strlen(flags);
+    snprintf(names + n, sizeof names - n, "%s'%s'", count ? ", " : "", name);
+    snprintf(flags + f, sizeof flags - f, " --set %s=VALUE", name);
+    count++;
   }
-  return RG_OK;
+  b->g->bound = count == 0;
+  if (b->g->bound || !bind_all) return RG_OK;
+  return rgi_fail(b->e, RG_E_USAGE, NULL, NULL,
+                  count > 1 ? "the dimensions %s have no value; bind them:%s"
+                            : "the dimension %s has no value; bind it:%s",
+                  names, flags);
 }
 
 /* Blocks are written out when a spec is loaded, by the parameters given then. */

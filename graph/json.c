@@ -240,6 +240,9 @@ static rg_status fail_jansson(rg_error *e, const json_error_t *je, size_t size) 
   const char *prefix = "not JSON: ";
   const char *text = je->text;
   if (out_of_memory(je, size)) return rgi_nomem(e);
+  /* behind a value jansson takes a comma, too, but does not say so */
+  if (!strncmp(text, "'}' expected", 12) || !strncmp(text, "']' expected", 12))
+    prefix = "not JSON: ',' or ";
   switch (json_error_code(je)) {
   case json_error_duplicate_key:
     status = RG_E_KEY;

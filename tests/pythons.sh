@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE=1
 [ $# -gt 0 ] || set -- python3.10 python3.11 python3.12 python3.13
 ran=0
 for python; do
-  command -v "$python" >/dev/null || { echo "skipped: no $python here"; continue; }
+  "$python" -c "" 2>/dev/null || { echo "skipped: no $python here"; continue; } # or a shim of none
   "$python" -m venv venv
   venv/bin/pip install -q "$wheel" jsonschema
   venv/bin/python -m unittest -q tests/test_numpy.py tests/test_mistakes.py 2>log ||

@@ -4,7 +4,7 @@
 # rewritten, and the test still fails: look at the difference, run again.
 #   tests/cli/mistakes.sh REGRAPH SOURCE_DIR
 set -uo pipefail
-regraph=$1
+regraph=$(realpath "$1")
 source=$(cd "$2" && pwd)
 golden=$source/tests/golden/cli/mistakes.txt
 work=$(mktemp -d)
@@ -34,7 +34,10 @@ spec comma.json 's/"stride": 16,/"stride": 16,,/'
 try 'a comma too many' check comma.json
 spec brace.json '$s/ }$//'
 try 'a brace too few' check brace.json
+spec between.json '/"init": 1/s/,$//'
+try 'a comma too few' check between.json
 try 'a file that is not there' check nsaa.json
+try 'a file that is not there, and none like it' check gate.json
 try 'its ending forgotten' check nsa
 try 'a command misspelt' chekc nsa.json
 try 'no command' nsa.json
@@ -68,6 +71,8 @@ try 'heads that there cannot be' check nsa.json --set H=0
 try 'saved with a byte order mark' check bom.json
 try 'numbers that do not go together' check nsa.json --set stride=10
 try 'a dimension left open' plan nsa.json
+cp "$source/examples/nsa_serve.json" serve.json
+try 'dimensions left open' plan serve.json
 try 'a dimension that there is not' plan nsa.json --set t=4096
 try 'a flag too few' plan nsa.json --set T=4096 B=2
 try 'a blank for =' plan nsa.json --set T 4096

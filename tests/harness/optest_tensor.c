@@ -85,7 +85,7 @@ uint64_t ot_random(ot *t) {
 }
 
 double ot_uniform(ot *t) {
-  return ldexp((double)(ot_random(t) >> 11), -53);
+  return (double)(ot_random(t) >> 11) * 0x1p-53;
 }
 double ot_aside(const ot *t, uint64_t which) {
   ot other = {.state = t->state ^ (which + 1) * 0xd1342543de82ef95u};
@@ -102,13 +102,28 @@ double ot_normal(ot *t) {
 
 /* ---- elements: our own conversions, through exact doubles ---- */
 
+/* 2^e of a normal double. (frexp and ldexp would take longer than all else that fills a tensor.) */
+static double power(int e) {
+  uint64_t u = (uint64_t)(e + 1023) << 52;
+  double x;
+  memcpy(&x, &u, 8);
+  return x;
+}
+
+/* e with |x| in [2^e, 2^(e+1)); −1023 where x is less than any normal double. */
+static int exponent(double x) {
+  uint64_t u;
+  memcpy(&u, &x, 8);
+  return (int)(u >> 52 & 2047) - 1023;
+}
+
 /* x rounded to a float of `bits` significant bits whose smallest normal exponent is `emin`. */
 static double round_bits(double x, int bits, int emin, double most) {
-  int e;
   if (!isfinite(x) || x == 0) return x;
-  frexp(x, &e); /* |x| in [2^(e−1), 2^e) */
-  if (e - 1 < emin) e = emin + 1;
-  double r = ldexp(nearbyint(ldexp(x, bits - e)), e - bits);
+  int e = exponent(x);
+  if (e < emin) e = emin;
+  const double shift = 0x1.8p52, scaled = x * power(bits - 1 - e); /* exact */
+  double r = copysign((scaled + shift - shift) * power(e + 1 - bits), x);
   return fabs(r) > most ? copysign(INFINITY, x) : r;
 }
 
@@ -135,16 +150,15 @@ static void put(void *at, rg_dtype dtype, double x) {
     memcpy(at, &h, 2);
     return;
   case RG_F16: {
-    int e;
-    double m = frexp(fabs(r), &e); /* m in [0.5, 1) */
+    const int e = exponent(r);
     if (isnan(x))
       h = 0x7e00;
     else if (isinf(r))
       h = 0x7c00;
-    else if (fabs(r) < ldexp(1, -14))
-      h = (uint16_t)ldexp(fabs(r), 24);
+    else if (fabs(r) < 0x1p-14)
+      h = (uint16_t)(fabs(r) * 0x1p24);
     else
-      h = (uint16_t)(((e + 14) << 10) + (int)((2 * m - 1) * 1024));
+      h = (uint16_t)(((e + 15) << 10) + (int)((fabs(r) * power(-e) - 1) * 1024));
     h |= (uint16_t)((u >> 31) << 15);
     memcpy(at, &h, 2);
     return;
@@ -168,7 +182,7 @@ static double get(const void *at, rg_dtype dtype) {
   case RG_F16: {
     memcpy(&h, at, 2);
     int e = (h >> 10) & 31, m = h & 1023;
-    double x = e == 31 ? (m ? NAN : INFINITY) : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
+    double x = e == 31 ? (m ? NAN : INFINITY) : e ? (1024 + m) * power(e - 25) : m * 0x1p-24;
     return h >> 15 ? -x : x;
   }
   default: memcpy(&i, at, 4); return i;

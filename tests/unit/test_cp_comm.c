@@ -96,7 +96,7 @@ static int way;
 
 static rg_status misbehave(rank *me) {
   rg_comm *c = me->comm;
-  char buffer[MOST * 16];
+  char buffer[MOST * 16] = {0};
   switch (way) {
   case WAY_DIES: return rgi_fail(&me->e, RG_E_NOMEM, NULL, NULL, "no bytes for \"x\"");
   case WAY_LEAVES: return RG_OK;
