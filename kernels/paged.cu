@@ -65,8 +65,9 @@ __device__ batch_fault fault_of(const rgk_batch &p, int64_t b, int64_t start) {
   return {RGK_BATCH_PAGE, table[first], first};
 }
 
-__global__ void __launch_bounds__(RGK_BATCH_THREADS) batch(const __grid_constant__ rgk_batch p) {
-  const int64_t b = blockIdx.x;
+/* By a block of threads: sequence b. heard(): is what is wrong to be said? All threads ask. */
+template <class F>
+__device__ __forceinline__ void batch_one(const rgk_batch &p, int64_t b, F heard) {
   if (b == 0 && threadIdx.x == 0) p.starts[0] = 0;
   if (b >= p.n) return;
   int64_t rows = 0;
@@ -86,13 +87,17 @@ __global__ void __launch_bounds__(RGK_BATCH_THREADS) batch(const __grid_constant
   int32_t *to = p.table + b * p.table_row;
   for (int64_t m = threadIdx.x; m < p.pages.most; m += RGK_BATCH_THREADS)
     to[m] = m * p.pages.tokens < context ? from[m] : -1;
-  if (!fault.which) return;
+  if (!fault.which || !heard()) return;
   int64_t at = 0; /* has one before it a fault? */
   for (int64_t i = 0; i < b; i++) {
     if (fault_of(p, i, min(at, p.rows)).which) return;
     at += max(length_of(p, i), (int64_t)0);
   }
   if (threadIdx.x == 0) report(p.fault, fault.which, (int32_t)b, fault.value, fault.more);
+}
+
+__global__ void __launch_bounds__(RGK_BATCH_THREADS) batch(const __grid_constant__ rgk_batch p) {
+  batch_one(p, blockIdx.x, []() { return true; });
 }
 
 /* ---- kv_append ---- */
@@ -434,10 +439,16 @@ __global__ void __launch_bounds__(RGK_COPY_THREADS)
   if (wrong < p.n) wrong_entry(p, wrong, true);
 }
 
-template <class T> __device__ void copy_page(const rgk_copied &c, int64_t from, int64_t to) {
+/* What a block of threads has of the copies: a part of pages, every how manieth, in a cache. */
+struct copy_share {
+  int part, parts, turn, turns, cache;
+};
+
+template <class T>
+__device__ void copy_page(const rgk_copied &c, const copy_share &s, int64_t from, int64_t to) {
   T *data = (T *)c.data;
-  for (int64_t i = blockIdx.x * (int64_t)RGK_COPY_THREADS + threadIdx.x; i < c.elements;
-       i += (int64_t)gridDim.x * RGK_COPY_THREADS) {
+  for (int64_t i = s.part * (int64_t)RGK_COPY_THREADS + threadIdx.x; i < c.elements;
+       i += (int64_t)s.parts * RGK_COPY_THREADS) {
     int64_t at = 0, rest = i;
     for (int a = c.rank - 1; a > 0; a--) {
       const int64_t q = divide(rest, c.dim[a]);
@@ -449,29 +460,46 @@ template <class T> __device__ void copy_page(const rgk_copied &c, int64_t from, 
   }
 }
 
-__global__ void __launch_bounds__(RGK_COPY_THREADS)
-    copy_pages(const __grid_constant__ rgk_copies p) {
-  const rgk_copied &c = p.cache[blockIdx.z];
+__device__ __forceinline__ void copy_share_of(const rgk_copies &p, const copy_share &s) {
+  const rgk_copied &c = p.cache[s.cache];
   const rgk_copy_list &l = p.list;
   const int n = l.list ? l.list[0] : (int)l.n;
   if (!l.list) {
     const int64_t wrong = first_wrong(l);
     if (wrong < l.n) {
-      if (threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0) wrong_entry(l, wrong, true);
+      if (threadIdx.x + s.part + s.turn + s.cache == 0) wrong_entry(l, wrong, true);
       return;
     }
   }
-  for (int i = blockIdx.y; i < n; i += gridDim.y) {
+  for (int i = s.turn; i < n; i += s.turns) {
     const int32_t *x = l.list ? l.list + 2 + 2 * i : entry(l, i);
     const int64_t from = x[0], to = x[1];
     if (from == to) continue; /* -1, -1 too */
     if (c.unit == 16)
-      copy_page<uint4>(c, from, to);
+      copy_page<uint4>(c, s, from, to);
     else if (c.unit == 4)
-      copy_page<uint32_t>(c, from, to);
+      copy_page<uint32_t>(c, s, from, to);
     else
-      copy_page<uint16_t>(c, from, to);
+      copy_page<uint16_t>(c, s, from, to);
   }
+}
+
+__global__ void __launch_bounds__(RGK_COPY_THREADS)
+    copy_pages(const __grid_constant__ rgk_copies p) {
+  copy_share_of(
+      p, {(int)blockIdx.x, (int)gridDim.x, (int)blockIdx.y, (int)gridDim.y, (int)blockIdx.z});
+}
+
+__global__ void __launch_bounds__(RGK_BATCH_THREADS)
+    copy_and_batch(const __grid_constant__ rgk_copy_batch p) {
+  static_assert(RGK_BATCH_THREADS == (int)RGK_COPY_THREADS, "of one size");
+  const int64_t i = blockIdx.x - p.batch.n;
+  if (i < 0) { /* of two faults the list's is said, as if it had come before */
+    batch_one(p.batch, blockIdx.x, [&]() { return first_wrong(p.copies.list) == p.copies.list.n; });
+    return;
+  }
+  const int part = (int)(i % p.parts), turn = (int)(i / p.parts);
+  copy_share_of(p.copies, {part, p.parts, turn % p.turns, p.turns, turn / p.turns});
 }
 
 } // namespace

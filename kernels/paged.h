@@ -91,11 +91,11 @@ RGK_GETTER(rgk_paged_move_blocks(void))
  * and which: none where anything is wrong. A short one is looked at by all blocks that copy. */
 
 enum { RGK_COPY_THREADS = 256, RGK_COPY_CACHES = 16, RGK_COPY_SHORT = 64 };
-/* Faults: {which, entry, number, …}. */
+/* Faults: {which, entry, number, …}; none is paged_batch's. */
 enum {
-  RGK_COPY_PAGE = 1, /* the page's number, and which of the two it is */
-  RGK_COPY_WRITES,   /* the page, another entry that writes it */
-  RGK_COPY_READS     /* the page, another entry that reads it */
+  RGK_COPY_PAGE = RGK_BATCH_PAGE + 1, /* the page's number, and which of the two it is */
+  RGK_COPY_WRITES,                    /* the page, another entry that writes it */
+  RGK_COPY_READS                      /* the page, another entry that reads it */
 };
 typedef struct rgk_copy_list {
   const int32_t *pages;  /* [n, 2] */
@@ -118,5 +118,14 @@ typedef struct rgk_copies {
   rgk_copied cache[RGK_COPY_CACHES];
 } rgk_copies;
 RGK_GETTER(rgk_copy_pages(void))
+
+/* Both of a short list and paged_batch in one launch. Grid: a block of threads for each sequence,
+ * then parts × turns × caches as above, parts fastest. */
+typedef struct rgk_copy_batch {
+  rgk_batch batch;
+  rgk_copies copies;
+  int32_t parts, turns;
+} rgk_copy_batch;
+RGK_GETTER(rgk_copy_and_batch(void))
 
 #endif

@@ -11,6 +11,12 @@ static bool same_value(const rg_value *a, const rg_value *b) {
   return a->i == b->i && !(a->f < b->f) && !(a->f > b->f);
 }
 
+static int port_of_out(const rgi_node *n, int i) {
+  int p = 0;
+  while (i >= n->out_begin[p + 1]) p++;
+  return p;
+}
+
 /* Nodes that one of `joined` is to stand for, and what it has. */
 enum { MOST_JOINED = 3 };
 typedef struct joint {
@@ -86,7 +92,7 @@ static bool common_attr(const joint *j, const char *name, rg_value *value) {
     *value = (rg_value){.i = j->first, .set = true};
   else if (j->count == MOST_JOINED && strcmp(name, "second") == 0)
     *value = (rg_value){.i = j->second, .set = true};
-  else if (j->list && strcmp(name, "own") == 0)
+  else if (strcmp(name, "own") == 0)
     *value = (rg_value){.i = j->own, .set = true};
   else if (strcmp(name, "split_kv") == 0)
     *value = (rg_value){.i = j->split_kv, .set = true};
@@ -102,9 +108,12 @@ static bool merge(joint *j) {
   for (int q = 0; q < j->joined->nin; q++) {
     const char *name = j->joined->in[q].name;
     if (j->joined->in[q].flags & RG_PORT_LIST) {
-      if (ins + j->nrest > RGI_FUSE_PORTS) return false;
-      memcpy(j->in + ins, j->rest, (size_t)j->nrest * sizeof *j->in);
-      j->nin[q] = j->nrest;
+      const rgi_node *x = j->of[0];
+      const int own = rgi_in_port(x->op, name); /* the first one's list, or what is left of one */
+      const int n = own < 0 ? j->nrest : x->in_begin[own + 1] - x->in_begin[own];
+      if (ins + n > RGI_FUSE_PORTS) return false;
+      memcpy(j->in + ins, own < 0 ? j->rest : x->in + x->in_begin[own], (size_t)n * sizeof *j->in);
+      j->nin[q] = n;
     } else {
       if (ins == RGI_FUSE_PORTS || !common_input(j, name, &j->in[ins])) return false;
       j->nin[q] = j->in[ins] >= 0;
@@ -117,6 +126,14 @@ static bool merge(joint *j) {
     if (!common_attr(j, j->joined->attrs[i].name, &j->attr[i])) return false;
   for (int q = 0; q < j->joined->nout; q++) {
     const char *name = j->joined->out[q].name, *first = rgi_of_first(name);
+    if (j->joined->out[q].flags & RG_PORT_LIST) { /* the first one's */
+      const rgi_node *x = j->of[0];
+      const int own = rgi_out_port(x->op, name), n = x->out_begin[own + 1] - x->out_begin[own];
+      if (outs + n + j->joined->nout > RGI_FUSE_PORTS) return false;
+      memcpy(j->out + outs, x->out + x->out_begin[own], (size_t)n * sizeof *j->out);
+      outs += j->nout[q] = n;
+      continue;
+    }
     j->out[outs] = first ? rgi_fuse_out(j->of[0], first, 0) : -1;
     /* the last node's, where several have one of this name */
     for (int k = j->count - 1; k >= from_node(j, name) && j->out[outs] < 0 && !first; k--)
@@ -210,6 +227,8 @@ static rg_status join(rgi_fuser *f, int32_t n, const rgi_fusing *fusing, rg_erro
   RGI_TRY(fitting(f, b, fusing, &j, e));
   j.of[j.count++] = &g->node[m];
   j.of[j.count++] = b;
+  for (int i = 0; i < rgi_nout(j.of[0]) && !j.list; i++) /* where in a list of the first one's */
+    if (j.of[0]->out[i] == t) j.own = i - j.of[0]->out_begin[port_of_out(j.of[0], i)];
   if (j.list ? !put_off(g, m, n, &j) : !comes_early(g, m, n)) return RG_OK;
   if (!merge(&j)) return RG_OK;
   rg_call first, call;

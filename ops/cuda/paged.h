@@ -20,6 +20,9 @@ bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress, bool
 rg_status rgi_cuda_kv_step(const rg_call *append, const rg_call *compress, rg_cuda *x);
 size_t rgi_cuda_page_copy_workspace(const rg_call *c);
 rg_status rgi_cuda_page_copy(const rg_call *c, rg_cuda *x);
+/* page_copy and paged_batch in one launch: neither waits for the other. */
+bool rgi_cuda_copy_batch_takes(const rg_call *copy, const rg_call *batch, bool split);
+rg_status rgi_cuda_copy_batch(const rg_call *copy, const rg_call *batch, rg_cuda *x);
 
 const char *rgi_cuda_paged_path(const rg_call *c);
 const char *rgi_cuda_kv_append_path(const rg_call *c);
