@@ -3,6 +3,7 @@
 #ifndef RGK_PAGED_H
 #define RGK_PAGED_H
 
+#include "attn/attn.h"
 #include "gemm.h"
 #include "pages.h"
 
@@ -34,7 +35,8 @@ typedef struct rgk_append {
   rgk_pages pages; /* of the caches */
   rgk_tensor k, v, k_cache, v_cache;
   int32_t heads, D, E;
-  bool k_vec, v_vec; /* 16 bytes at a time, and of one type */
+  rgk_divisor by_tokens; /* a page's */
+  bool k_vec, v_vec;     /* 16 bytes at a time, and of one type */
 } rgk_append;
 RGK_GETTER(rgk_kv_append(void))
 
@@ -47,6 +49,7 @@ typedef struct rgk_new_blocks {
   rgk_seqs seqs;
   rgk_pages pages; /* of the tokens; `before` is that of the compressed rows, R = page / stride */
   int32_t kernel, stride;
+  rgk_divisor by_stride, by_tokens, by_rows;
 } rgk_new_blocks;
 
 /* Means: blocks of threads take turns with the slots there are; side blockIdx.y, eight features a
@@ -60,6 +63,7 @@ typedef struct rgk_paged_side {
 typedef struct rgk_paged_mean {
   rgk_new_blocks blocks;
   bool vec;
+  float scale; /* 1/kernel */
   rgk_paged_side side[2];
 } rgk_paged_mean;
 RGK_GETTER(rgk_paged_means(void))

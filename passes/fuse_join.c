@@ -58,6 +58,13 @@ static bool covers(const joint *j, const rgi_node *n) {
   return true;
 }
 
+/* The NAME of the first of the nodes that `joined` has as `name`; NULL: it is no such name, or one
+ * that a node which is joint already has itself. */
+static const char *of_first(const joint *j, const char *name) {
+  for (int k = 0; k < j->count; k++)
+    if (rgi_in_port(j->of[k]->op, name) >= 0 || rgi_out_port(j->of[k]->op, name) >= 0) return NULL;
+  return rgi_of_first(name);
+}
 /* The first of the nodes that NAME is of: not the first one, where "first.NAME" is. */
 static int from_node(const joint *j, const char *name) {
   return rgi_first_in_port(j->joined, name) >= 0 || rgi_first_out_port(j->joined, name) >= 0;
@@ -65,7 +72,7 @@ static int from_node(const joint *j, const char *name) {
 
 /* The tensor on the nodes' ports of this name; false: they have others. */
 static bool common_input(const joint *j, const char *name, int32_t *t) {
-  const char *first = rgi_of_first(name);
+  const char *first = of_first(j, name);
   bool any = false;
   *t = first ? rgi_fuse_in(j->of[0], first, 0) : -1;
   if (first) return true;
@@ -125,7 +132,7 @@ static bool merge(joint *j) {
   for (int i = 0; i < j->joined->nattr; i++)
     if (!common_attr(j, j->joined->attrs[i].name, &j->attr[i])) return false;
   for (int q = 0; q < j->joined->nout; q++) {
-    const char *name = j->joined->out[q].name, *first = rgi_of_first(name);
+    const char *name = j->joined->out[q].name, *first = of_first(j, name);
     if (j->joined->out[q].flags & RG_PORT_LIST) { /* the first one's */
       const rgi_node *x = j->of[0];
       const int own = rgi_out_port(x->op, name), n = x->out_begin[own + 1] - x->out_begin[own];
@@ -169,12 +176,13 @@ static rg_status put_joint(rgi_fuser *f, joint *j, int32_t like, const char *suf
                       e);
 }
 
-/* Does node n read state of which there is a next version? It can't be put off then. */
+/* Does node n read state of which another makes a next version? It can't be put off then. */
 static bool overtaken(const rgi_graph *g, int32_t n) {
   bool any = false;
   for (int i = 0; i < rgi_nin(&g->node[n]); i++) {
     const int v = g->node[n].in[i] < 0 ? -1 : rgi_version(g, g->node[n].in[i], NULL);
-    any = any || (v >= 0 && rgi_next_version(g, v, NULL) >= 0);
+    int writer = n;
+    any = any || (v >= 0 && rgi_next_version(g, v, &writer) >= 0 && writer != n);
   }
   return any;
 }

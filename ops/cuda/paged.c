@@ -76,6 +76,7 @@ static void append_of(const rg_call *c, rgk_append *p) {
   p->k = rgk_of(k), p->v = rgk_of(v);
   p->k_cache = rgk_page_of(kc), p->v_cache = rgk_page_of(vc);
   p->heads = (int32_t)k->dim[1], p->D = (int32_t)k->dim[2], p->E = (int32_t)v->dim[2];
+  p->by_tokens = rgk_divide_by(p->pages.tokens);
   p->k_vec = moved16(k, kc), p->v_vec = moved16(v, vc);
 }
 
@@ -120,6 +121,9 @@ static rgk_new_blocks blocks_of(const rg_call *c) {
                       .kernel = (int32_t)kernel,
                       .stride = (int32_t)stride};
   b.pages.rows = (int32_t)rg_in(c, RGI_KVC_K_CMP)->dim[1];
+  b.by_stride = rgk_divide_by(b.stride);
+  b.by_tokens = rgk_divide_by(b.pages.tokens);
+  b.by_rows = rgk_divide_by(b.pages.rows);
   return b;
 }
 
@@ -143,6 +147,7 @@ static uint32_t means_of(const rg_call *c, rgk_paged_mean *p) {
   uint32_t n = 0;
   p->blocks = blocks_of(c);
   p->vec = true;
+  p->scale = 1.0f / (float)p->blocks.kernel;
   for (int i = 0; i < 2; i++) {
     if (rgi_compress_learned(c, i)) continue;
     p->side[n++] = side_of(c, i);
@@ -177,11 +182,15 @@ bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress, bool
   return kernel == 2 * stride && stride <= RGK_PAGED_MEAN_GROUP;
 }
 
+void rgi_cuda_kv_step_view(const rg_call *append, const rg_call *compress, rgk_append_means *p) {
+  memset(p, 0, sizeof *p); /* holes too */
+  append_of(append, &p->append);
+  means_of(compress, &p->mean);
+}
+
 rg_status rgi_cuda_kv_step(const rg_call *append, const rg_call *compress, rg_cuda *x) {
   rgk_append_means p;
-  memset(&p, 0, sizeof p); /* holes too */
-  append_of(append, &p.append);
-  means_of(compress, &p.mean);
+  rgi_cuda_kv_step_view(append, compress, &p);
   if (rg_in(append, RGI_APPEND_K)->dim[0] == 0) return RG_OK;
   return launch(x, rgk_kv_append_means(), means_blocks(compress), 3, 1, RGK_PAGED_MEAN_THREADS, &p,
                 sizeof p);
