@@ -387,8 +387,10 @@ static rg_status check_repeats(rgi_builder *b) {
 static rg_status count_tensors(rgi_builder *b, size_t *out) {
   const rg_spec *spec = b->spec;
   size_t widest = 0, n = (size_t)spec->inputs->n + (size_t)spec->outputs->n;
-  for (int i = 0; i < spec->ctx->nop; i++)
-    if ((size_t)spec->ctx->op[i]->nout > widest) widest = (size_t)spec->ctx->op[i]->nout;
+  for (int i = 0; i < spec->ctx->nop; i++) { /* of those that a spec can name */
+    const rg_op *op = spec->ctx->op[i];
+    if (!(op->flags & RG_OP_INTERNAL) && (size_t)op->nout > widest) widest = (size_t)op->nout;
+  }
   n += widest * (size_t)spec->nodes->n;
   for (int i = 0; i < spec->nodes->n; i++) {
     const rgi_json *node = &spec->nodes->item[i];

@@ -279,7 +279,8 @@ typedef struct rgi_fusing {
    * `link`: as a node of `joined`, whose ports and attributes have the names of theirs. What both
    * have must be the same, and what `joined` has not must be absent, or its default. `joins`: is
    * there a kernel for the two? split_kv: one that may share out a row's keys (an attribute of that
-   * name is what `joined` is told). */
+   * name is what `joined` is told). A list that `joined` has is the first one's of that name, its
+   * attribute "own" where in it `link` was. */
   const char *with, *link, *joined;
   bool (*joins)(const rg_call *first, const rg_call *c, bool split_kv);
   /* With `list`, a list of the second one's: what the first makes is no element of it in `joined`,

@@ -9,8 +9,7 @@
 #include "device/fault.cuh"
 #include "device/pages.cuh"
 #include "device/seq.cuh"
-#include "gemm.cuh"
-#include "paged.h"
+#include "kv_step.cuh"
 
 using namespace rgk;
 
@@ -65,8 +64,9 @@ __device__ batch_fault fault_of(const rgk_batch &p, int64_t b, int64_t start) {
   return {RGK_BATCH_PAGE, table[first], first};
 }
 
-__global__ void __launch_bounds__(RGK_BATCH_THREADS) batch(const __grid_constant__ rgk_batch p) {
-  const int64_t b = blockIdx.x;
+/* By a block of threads: sequence b. heard(): is what is wrong to be said? All threads ask. */
+template <class F>
+__device__ __forceinline__ void batch_one(const rgk_batch &p, int64_t b, F heard) {
   if (b == 0 && threadIdx.x == 0) p.starts[0] = 0;
   if (b >= p.n) return;
   int64_t rows = 0;
@@ -86,13 +86,17 @@ __global__ void __launch_bounds__(RGK_BATCH_THREADS) batch(const __grid_constant
   int32_t *to = p.table + b * p.table_row;
   for (int64_t m = threadIdx.x; m < p.pages.most; m += RGK_BATCH_THREADS)
     to[m] = m * p.pages.tokens < context ? from[m] : -1;
-  if (!fault.which) return;
+  if (!fault.which || !heard()) return;
   int64_t at = 0; /* has one before it a fault? */
   for (int64_t i = 0; i < b; i++) {
     if (fault_of(p, i, min(at, p.rows)).which) return;
     at += max(length_of(p, i), (int64_t)0);
   }
   if (threadIdx.x == 0) report(p.fault, fault.which, (int32_t)b, fault.value, fault.more);
+}
+
+__global__ void __launch_bounds__(RGK_BATCH_THREADS) batch(const __grid_constant__ rgk_batch p) {
+  batch_one(p, blockIdx.x, []() { return true; });
 }
 
 /* ---- kv_append ---- */
@@ -125,17 +129,11 @@ __device__ void append_row(const rgk_tensor &from, const rgk_tensor &to, int64_t
 __device__ void append_token(const rgk_append &p, int64_t row) {
   if (row >= live_rows(p.seqs)) return;
   const int b = find_seq_warp(p.seqs, row);
-  const int64_t context = p.pages.context[b * p.pages.context_step],
-                position = context - seq_start(p.seqs, b + 1) + row;
-  /* what paged_batch would have refused is not written either */
-  if (context <= 0 || position < 0) return;
-  const int64_t m = position / p.pages.tokens, slot = position - m * p.pages.tokens;
-  if (m >= p.pages.most) return;
-  const int32_t page = p.pages.table[b * p.pages.table_row + m];
-  if ((uint32_t)page >= (uint32_t)p.pages.count) return;
-  append_row(p.k, p.k_cache, row, page * p.pages.k_page + slot * p.k_cache.row, p.heads, p.D,
+  const token_place at = place_token(p.pages, p.by_tokens, b, row + 1 - seq_start(p.seqs, b + 1));
+  if (at.page < 0) return;
+  append_row(p.k, p.k_cache, row, at.page * p.pages.k_page + at.slot * p.k_cache.row, p.heads, p.D,
              p.k_vec);
-  append_row(p.v, p.v_cache, row, page * p.pages.v_page + slot * p.v_cache.row, p.heads, p.E,
+  append_row(p.v, p.v_cache, row, at.page * p.pages.v_page + at.slot * p.v_cache.row, p.heads, p.E,
              p.v_vec);
 }
 
@@ -145,36 +143,10 @@ __global__ void __launch_bounds__(RGK_APPEND_THREADS) append(const __grid_consta
 
 /* ---- kv_compress ---- */
 
-/* The block that a slot completes. */
-struct new_block {
-  const int32_t *table;
-  int64_t token; /* its first; -1: none */
-  int64_t page;  /* of its last token: where its row goes */
-  int row;       /* in that page */
-  int64_t fresh; /* the first token of this step … */
-  int64_t begin; /* … and its row */
-};
-
 __device__ __forceinline__ new_block find_block(const rgk_new_blocks &p, int64_t slot) {
-  const rgk_pages &g = p.pages;
   const tile t = find_tile_warp(p.seqs, slot, p.stride);
-  new_block n = {nullptr, -1, 0, 0, 0, 0};
-  if (t.b >= p.seqs.n) return n;
-  const int64_t context = g.context[t.b * g.context_step], i = t.first / p.stride;
-  /* what paged_batch would have refused completes nothing */
-  if (context < t.length || context > (int64_t)g.most * g.tokens) return n;
-  const int64_t old = rgk_blocks_in(context - t.length, p.kernel, p.stride), j = old + i;
-  if (j >= rgk_blocks_in(context, p.kernel, p.stride)) return n;
-  const int64_t first = j * p.stride, last = (first + p.kernel - 1) / g.tokens;
-  n.table = g.table + t.b * g.table_row;
-  for (int64_t m = first / g.tokens; m <= last; m++)
-    if ((uint32_t)n.table[m] >= (uint32_t)g.count) return n;
-  n.token = first;
-  n.page = n.table[last];
-  n.row = (int)((j + g.before) % g.rows);
-  n.fresh = context - t.length;
-  n.begin = t.begin;
-  return n;
+  if (t.b >= p.seqs.n) return {nullptr, -1, 0, 0, 0, 0};
+  return new_block_of(p, t.b, t.begin, t.length, t.first / p.stride);
 }
 
 /* Sums in the order of compress_fwd.cu: tokens within a group, then groups. */
@@ -188,16 +160,6 @@ struct mean_sum {
       for (int e = 0; e < 8; e++) sum[e] = i < p.stride ? part[e] : sum[e] + part[e];
   }
 };
-
-__device__ __forceinline__ void widen(const uint4 &v, int32_t dtype, float (&x)[8]) {
-  const uint32_t w[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    const float2 half = __half22float2(*(const __half2 *)&w[i]);
-    x[2 * i] = dtype == RG_BF16 ? __uint_as_float(w[i] << 16) : half.x;
-    x[2 * i + 1] = dtype == RG_BF16 ? __uint_as_float(w[i] & 0xffff0000u) : half.y;
-  }
-}
 
 /* Eight features from `feature` on of 16-bit rows that are loaded whole, several tokens at once:
  * nothing branches between their loads. */
@@ -227,48 +189,12 @@ __device__ void sum_wide(const rgk_paged_mean &p, const new_block &n, const rgk_
   }
 }
 
-/* The same of two groups, a thread each, neighbours: nobody waits for more loads than a group's.
- * `rows`: where tokens of this step are, if they are not in pages yet. */
+/* The same of two groups, a thread each, neighbours: nobody waits for more loads than a group's. */
 __device__ __forceinline__ void mean_of_two(const rgk_paged_mean &p, const rgk_paged_side &s,
                                             const new_block &n, const rgk_tensor *rows) {
-  constexpr int MOST = RGK_PAGED_MEAN_GROUP;
-  const int stride = p.blocks.stride, tokens = p.blocks.pages.tokens, eights = s.width / 8,
-            group = threadIdx.x & 1;
-  const int64_t first = n.token + group * stride;
-  /* in one page, whose tokens stride divides */
-  const int64_t page = n.table[(uint32_t)first / (uint32_t)tokens],
-                slot = (uint32_t)first % (uint32_t)tokens;
-  const int old = rows ? (int)min(n.fresh - first, (int64_t)MOST) : MOST; /* before this step */
-  const float scale = 1.0f / (float)p.blocks.kernel;
-  for (int i = threadIdx.x; i < 2 * s.heads * eights; i += RGK_PAGED_MEAN_THREADS) {
-    const int head = i / 2 / eights, feature = i / 2 % eights * 8;
-    const int64_t at = s.x_page * page + slot * s.x.row + head * s.x.head + feature;
-    const uint16_t *const cached = (const uint16_t *)s.x.data + at, *fresh = cached;
-    if (rows)
-      fresh = (const uint16_t *)rows->data + (n.begin + first - n.fresh) * rows->row +
-              head * rows->head + feature;
-    uint4 raw[MOST];
-    float sum[8];
-#pragma unroll
-    for (int u = 0; u < MOST; u++) {
-      const int t = min(u, stride - 1);
-      raw[u] = *(const uint4 *)(rows && t >= old ? fresh + t * rows->row : cached + t * s.x.row);
-    }
-#pragma unroll
-    for (int u = 0; u < MOST; u++) {
-      float x[8];
-      widen(raw[u], s.x.dtype, x);
-#pragma unroll
-      for (int e = 0; e < 8; e++)
-        if (u < stride) sum[e] = (u == 0 ? 0.0f : sum[e]) + x[e];
-    }
-#pragma unroll
-    for (int e = 0; e < 8; e++)
-      sum[e] = (sum[e] + __shfl_xor_sync(3u << (threadIdx.x & 30), sum[e], 1)) * scale;
-    if (group == 0)
-      store8(s.y.data, s.y.dtype, n.page * s.y_page + n.row * s.y.row + head * s.y.head + feature,
-             true, 8, sum);
-  }
+  const int eights = s.width / 8;
+  for (int i = threadIdx.x; i < 2 * s.heads * eights; i += RGK_PAGED_MEAN_THREADS)
+    mean_of_eight(p, s, n, rows, i / 2 / eights, i / 2 % eights * 8);
 }
 
 __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
@@ -278,7 +204,6 @@ __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
     return mean_of_two(p, s, n, nullptr);
   const rgk_pages &g = p.blocks.pages;
   const int eights = (s.width + 7) / 8;
-  const float scale = 1.0f / (float)p.blocks.kernel;
   for (int at = threadIdx.x; at < s.heads * eights; at += RGK_PAGED_MEAN_THREADS) {
     const int head = at / eights, feature = at % eights * 8, count = min(s.width - feature, 8);
     mean_sum y;
@@ -296,7 +221,7 @@ __device__ void mean_of(const rgk_paged_mean &p, const new_block &n) {
       }
     }
 #pragma unroll
-    for (int e = 0; e < 8; e++) y.sum[e] *= scale;
+    for (int e = 0; e < 8; e++) y.sum[e] *= p.scale;
     store8(s.y.data, s.y.dtype, n.page * s.y_page + n.row * s.y.row + head * s.y.head + feature,
            p.vec, count, y.sum);
   }
@@ -434,10 +359,16 @@ __global__ void __launch_bounds__(RGK_COPY_THREADS)
   if (wrong < p.n) wrong_entry(p, wrong, true);
 }
 
-template <class T> __device__ void copy_page(const rgk_copied &c, int64_t from, int64_t to) {
+/* What a block of threads has of the copies: a part of pages, every how manieth, in a cache. */
+struct copy_share {
+  int part, parts, turn, turns, cache;
+};
+
+template <class T>
+__device__ void copy_page(const rgk_copied &c, const copy_share &s, int64_t from, int64_t to) {
   T *data = (T *)c.data;
-  for (int64_t i = blockIdx.x * (int64_t)RGK_COPY_THREADS + threadIdx.x; i < c.elements;
-       i += (int64_t)gridDim.x * RGK_COPY_THREADS) {
+  for (int64_t i = s.part * (int64_t)RGK_COPY_THREADS + threadIdx.x; i < c.elements;
+       i += (int64_t)s.parts * RGK_COPY_THREADS) {
     int64_t at = 0, rest = i;
     for (int a = c.rank - 1; a > 0; a--) {
       const int64_t q = divide(rest, c.dim[a]);
@@ -449,29 +380,46 @@ template <class T> __device__ void copy_page(const rgk_copied &c, int64_t from, 
   }
 }
 
-__global__ void __launch_bounds__(RGK_COPY_THREADS)
-    copy_pages(const __grid_constant__ rgk_copies p) {
-  const rgk_copied &c = p.cache[blockIdx.z];
+__device__ __forceinline__ void copy_share_of(const rgk_copies &p, const copy_share &s) {
+  const rgk_copied &c = p.cache[s.cache];
   const rgk_copy_list &l = p.list;
   const int n = l.list ? l.list[0] : (int)l.n;
   if (!l.list) {
     const int64_t wrong = first_wrong(l);
     if (wrong < l.n) {
-      if (threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0) wrong_entry(l, wrong, true);
+      if (threadIdx.x + s.part + s.turn + s.cache == 0) wrong_entry(l, wrong, true);
       return;
     }
   }
-  for (int i = blockIdx.y; i < n; i += gridDim.y) {
+  for (int i = s.turn; i < n; i += s.turns) {
     const int32_t *x = l.list ? l.list + 2 + 2 * i : entry(l, i);
     const int64_t from = x[0], to = x[1];
     if (from == to) continue; /* -1, -1 too */
     if (c.unit == 16)
-      copy_page<uint4>(c, from, to);
+      copy_page<uint4>(c, s, from, to);
     else if (c.unit == 4)
-      copy_page<uint32_t>(c, from, to);
+      copy_page<uint32_t>(c, s, from, to);
     else
-      copy_page<uint16_t>(c, from, to);
+      copy_page<uint16_t>(c, s, from, to);
   }
+}
+
+__global__ void __launch_bounds__(RGK_COPY_THREADS)
+    copy_pages(const __grid_constant__ rgk_copies p) {
+  copy_share_of(
+      p, {(int)blockIdx.x, (int)gridDim.x, (int)blockIdx.y, (int)gridDim.y, (int)blockIdx.z});
+}
+
+__global__ void __launch_bounds__(RGK_BATCH_THREADS)
+    copy_and_batch(const __grid_constant__ rgk_copy_batch p) {
+  static_assert(RGK_BATCH_THREADS == (int)RGK_COPY_THREADS, "of one size");
+  const int64_t i = blockIdx.x - p.batch.n;
+  if (i < 0) { /* of two faults the list's is said, as if it had come before */
+    batch_one(p.batch, blockIdx.x, [&]() { return first_wrong(p.copies.list) == p.copies.list.n; });
+    return;
+  }
+  const int part = (int)(i % p.parts), turn = (int)(i / p.parts);
+  copy_share_of(p.copies, {part, p.parts, turn % p.turns, p.turns, turn / p.turns});
 }
 
 } // namespace
@@ -496,4 +444,7 @@ const void *rgk_check_copies(void) {
 }
 const void *rgk_copy_pages(void) {
   return (const void *)copy_pages;
+}
+const void *rgk_copy_and_batch(void) {
+  return (const void *)copy_and_batch;
 }

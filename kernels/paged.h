@@ -3,6 +3,7 @@
 #ifndef RGK_PAGED_H
 #define RGK_PAGED_H
 
+#include "attn/attn.h"
 #include "gemm.h"
 #include "pages.h"
 
@@ -34,7 +35,8 @@ typedef struct rgk_append {
   rgk_pages pages; /* of the caches */
   rgk_tensor k, v, k_cache, v_cache;
   int32_t heads, D, E;
-  bool k_vec, v_vec; /* 16 bytes at a time, and of one type */
+  rgk_divisor by_tokens; /* a page's */
+  bool k_vec, v_vec;     /* 16 bytes at a time, and of one type */
 } rgk_append;
 RGK_GETTER(rgk_kv_append(void))
 
@@ -47,6 +49,7 @@ typedef struct rgk_new_blocks {
   rgk_seqs seqs;
   rgk_pages pages; /* of the tokens; `before` is that of the compressed rows, R = page / stride */
   int32_t kernel, stride;
+  rgk_divisor by_stride, by_tokens, by_rows;
 } rgk_new_blocks;
 
 /* Means: blocks of threads take turns with the slots there are; side blockIdx.y, eight features a
@@ -60,6 +63,7 @@ typedef struct rgk_paged_side {
 typedef struct rgk_paged_mean {
   rgk_new_blocks blocks;
   bool vec;
+  float scale; /* 1/kernel */
   rgk_paged_side side[2];
 } rgk_paged_mean;
 RGK_GETTER(rgk_paged_means(void))
@@ -91,11 +95,11 @@ RGK_GETTER(rgk_paged_move_blocks(void))
  * and which: none where anything is wrong. A short one is looked at by all blocks that copy. */
 
 enum { RGK_COPY_THREADS = 256, RGK_COPY_CACHES = 16, RGK_COPY_SHORT = 64 };
-/* Faults: {which, entry, number, …}. */
+/* Faults: {which, entry, number, …}; none is paged_batch's. */
 enum {
-  RGK_COPY_PAGE = 1, /* the page's number, and which of the two it is */
-  RGK_COPY_WRITES,   /* the page, another entry that writes it */
-  RGK_COPY_READS     /* the page, another entry that reads it */
+  RGK_COPY_PAGE = RGK_BATCH_PAGE + 1, /* the page's number, and which of the two it is */
+  RGK_COPY_WRITES,                    /* the page, another entry that writes it */
+  RGK_COPY_READS                      /* the page, another entry that reads it */
 };
 typedef struct rgk_copy_list {
   const int32_t *pages;  /* [n, 2] */
@@ -118,5 +122,14 @@ typedef struct rgk_copies {
   rgk_copied cache[RGK_COPY_CACHES];
 } rgk_copies;
 RGK_GETTER(rgk_copy_pages(void))
+
+/* Both of a short list and paged_batch in one launch. Grid: a block of threads for each sequence,
+ * then parts × turns × caches as above, parts fastest. */
+typedef struct rgk_copy_batch {
+  rgk_batch batch;
+  rgk_copies copies;
+  int32_t parts, turns;
+} rgk_copy_batch;
+RGK_GETTER(rgk_copy_and_batch(void))
 
 #endif

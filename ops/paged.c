@@ -119,19 +119,24 @@ static const rg_port batch_out[] = {
     {"pages", "B,M", 0, I32, 0, -1, "pages in use, the others -1"},
     {"last", "B", 0, I32, 0, -1, "row of each sequence's last token, or -1"},
 };
-const rg_op rgi_op_paged_batch = {.abi = RG_OP_ABI,
-                                  .name = "paged_batch",
-                                  .doc = "checks a serving step's lengths and page tables",
-                                  .in = batch_in,
-                                  .nin = RGI_COUNT(batch_in),
-                                  .out = batch_out,
-                                  .nout = RGI_COUNT(batch_out),
-                                  .check = check_batch,
-                                  .cost = cost_batch,
-                                  .run_cpu = run_batch,
-                                  .cuda_steps = rgi_cuda_paged_batch,
-                                  .cuda_path = rgi_cuda_paged_path,
-                                  .rules = &(const rgi_rules){.fault = tell_batch}};
+const rg_op rgi_op_paged_batch = {
+    .abi = RG_OP_ABI,
+    .name = "paged_batch",
+    .doc = "checks a serving step's lengths and page tables",
+    .in = batch_in,
+    .nin = RGI_COUNT(batch_in),
+    .out = batch_out,
+    .nout = RGI_COUNT(batch_out),
+    .check = check_batch,
+    .cost = cost_batch,
+    .run_cpu = run_batch,
+    .cuda_steps = rgi_cuda_paged_batch,
+    .cuda_path = rgi_cuda_paged_path,
+    .rules = &(const rgi_rules){.fault = tell_batch,
+                                .fusing = &(const rgi_fusing){.with = "page_copy",
+                                                              .link = "cache",
+                                                              .joined = "copy_batch",
+                                                              .joins = rgi_cuda_copy_batch_takes}}};
 
 /* ---- kv_append ---- */
 

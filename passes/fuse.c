@@ -201,7 +201,7 @@ rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, bool split
   if (f.report) *f.report = (rgi_fusions){.arena = arena};
   rg_status status = f.report && f.scratch ? rgi_graph_clone(g, &f.to, e) : rgi_nomem(e);
   if (status == RG_OK) status = fuse_all(&f, e);
-  if (status == RG_OK && f.joints > 0) {
+  while (status == RG_OK && f.joints > 0) {
     rgi_graph *once = f.to;
     rgi_fuser more = {.g = once,
                       .gpu = gpu,
@@ -212,6 +212,7 @@ rg_status rgi_fuse(const rgi_graph *g, const rg_gpu *gpu, bool lanes, bool split
     status = rgi_graph_clone(once, &more.to, e);
     if (status == RG_OK) status = fuse_all(&more, e);
     f.to = more.to;
+    f.joints = more.joints;
     rgi_graph_destroy(once);
   }
   if (status == RG_OK) status = rgi_verify(f.to, "fuse", e);

@@ -11,6 +11,12 @@ static bool same_value(const rg_value *a, const rg_value *b) {
   return a->i == b->i && !(a->f < b->f) && !(a->f > b->f);
 }
 
+static int port_of_out(const rgi_node *n, int i) {
+  int p = 0;
+  while (i >= n->out_begin[p + 1]) p++;
+  return p;
+}
+
 /* Nodes that one of `joined` is to stand for, and what it has. */
 enum { MOST_JOINED = 3 };
 typedef struct joint {
@@ -52,6 +58,13 @@ static bool covers(const joint *j, const rgi_node *n) {
   return true;
 }
 
+/* The NAME of the first of the nodes that `joined` has as `name`; NULL: it is no such name, or one
+ * that a node which is joint already has itself. */
+static const char *of_first(const joint *j, const char *name) {
+  for (int k = 0; k < j->count; k++)
+    if (rgi_in_port(j->of[k]->op, name) >= 0 || rgi_out_port(j->of[k]->op, name) >= 0) return NULL;
+  return rgi_of_first(name);
+}
 /* The first of the nodes that NAME is of: not the first one, where "first.NAME" is. */
 static int from_node(const joint *j, const char *name) {
   return rgi_first_in_port(j->joined, name) >= 0 || rgi_first_out_port(j->joined, name) >= 0;
@@ -59,7 +72,7 @@ static int from_node(const joint *j, const char *name) {
 
 /* The tensor on the nodes' ports of this name; false: they have others. */
 static bool common_input(const joint *j, const char *name, int32_t *t) {
-  const char *first = rgi_of_first(name);
+  const char *first = of_first(j, name);
   bool any = false;
   *t = first ? rgi_fuse_in(j->of[0], first, 0) : -1;
   if (first) return true;
@@ -86,7 +99,7 @@ static bool common_attr(const joint *j, const char *name, rg_value *value) {
     *value = (rg_value){.i = j->first, .set = true};
   else if (j->count == MOST_JOINED && strcmp(name, "second") == 0)
     *value = (rg_value){.i = j->second, .set = true};
-  else if (j->list && strcmp(name, "own") == 0)
+  else if (strcmp(name, "own") == 0)
     *value = (rg_value){.i = j->own, .set = true};
   else if (strcmp(name, "split_kv") == 0)
     *value = (rg_value){.i = j->split_kv, .set = true};
@@ -102,9 +115,12 @@ static bool merge(joint *j) {
   for (int q = 0; q < j->joined->nin; q++) {
     const char *name = j->joined->in[q].name;
     if (j->joined->in[q].flags & RG_PORT_LIST) {
-      if (ins + j->nrest > RGI_FUSE_PORTS) return false;
-      memcpy(j->in + ins, j->rest, (size_t)j->nrest * sizeof *j->in);
-      j->nin[q] = j->nrest;
+      const rgi_node *x = j->of[0];
+      const int own = rgi_in_port(x->op, name); /* the first one's list, or what is left of one */
+      const int n = own < 0 ? j->nrest : x->in_begin[own + 1] - x->in_begin[own];
+      if (ins + n > RGI_FUSE_PORTS) return false;
+      memcpy(j->in + ins, own < 0 ? j->rest : x->in + x->in_begin[own], (size_t)n * sizeof *j->in);
+      j->nin[q] = n;
     } else {
       if (ins == RGI_FUSE_PORTS || !common_input(j, name, &j->in[ins])) return false;
       j->nin[q] = j->in[ins] >= 0;
@@ -116,7 +132,15 @@ static bool merge(joint *j) {
   for (int i = 0; i < j->joined->nattr; i++)
     if (!common_attr(j, j->joined->attrs[i].name, &j->attr[i])) return false;
   for (int q = 0; q < j->joined->nout; q++) {
-    const char *name = j->joined->out[q].name, *first = rgi_of_first(name);
+    const char *name = j->joined->out[q].name, *first = of_first(j, name);
+    if (j->joined->out[q].flags & RG_PORT_LIST) { /* the first one's */
+      const rgi_node *x = j->of[0];
+      const int own = rgi_out_port(x->op, name), n = x->out_begin[own + 1] - x->out_begin[own];
+      if (outs + n + j->joined->nout > RGI_FUSE_PORTS) return false;
+      memcpy(j->out + outs, x->out + x->out_begin[own], (size_t)n * sizeof *j->out);
+      outs += j->nout[q] = n;
+      continue;
+    }
     j->out[outs] = first ? rgi_fuse_out(j->of[0], first, 0) : -1;
     /* the last node's, where several have one of this name */
     for (int k = j->count - 1; k >= from_node(j, name) && j->out[outs] < 0 && !first; k--)
@@ -152,12 +176,13 @@ static rg_status put_joint(rgi_fuser *f, joint *j, int32_t like, const char *suf
                       e);
 }
 
-/* Does node n read state of which there is a next version? It can't be put off then. */
+/* Does node n read state of which another makes a next version? It can't be put off then. */
 static bool overtaken(const rgi_graph *g, int32_t n) {
   bool any = false;
   for (int i = 0; i < rgi_nin(&g->node[n]); i++) {
     const int v = g->node[n].in[i] < 0 ? -1 : rgi_version(g, g->node[n].in[i], NULL);
-    any = any || (v >= 0 && rgi_next_version(g, v, NULL) >= 0);
+    int writer = n;
+    any = any || (v >= 0 && rgi_next_version(g, v, &writer) >= 0 && writer != n);
   }
   return any;
 }
@@ -210,6 +235,8 @@ static rg_status join(rgi_fuser *f, int32_t n, const rgi_fusing *fusing, rg_erro
   RGI_TRY(fitting(f, b, fusing, &j, e));
   j.of[j.count++] = &g->node[m];
   j.of[j.count++] = b;
+  for (int i = 0; i < rgi_nout(j.of[0]) && !j.list; i++) /* where in a list of the first one's */
+    if (j.of[0]->out[i] == t) j.own = i - j.of[0]->out_begin[port_of_out(j.of[0], i)];
   if (j.list ? !put_off(g, m, n, &j) : !comes_early(g, m, n)) return RG_OK;
   if (!merge(&j)) return RG_OK;
   rg_call first, call;

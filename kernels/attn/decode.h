@@ -3,6 +3,7 @@
 #ifndef RGK_DECODE_H
 #define RGK_DECODE_H
 
+#include "../paged.h"
 #include "flash.h"
 #include "topk.h"
 
@@ -86,10 +87,13 @@ typedef struct rgk_decode_pair {
 } rgk_decode_pair;
 RGK_GETTER(rgk_decode_pair_sm90(rg_dtype type, int32_t width))
 
-/* All of these, and the choice of blocks, in one launch (decode_layer_sm90.cuh). */
+/* All of these, and the choice of blocks, in one launch (decode_layer_sm90.cuh). With `steps` what
+ * kv_append_means does, too: each block of threads what its tokens want. */
 typedef struct rgk_decode_layer {
   rgk_decode d;
   rgk_decode_pair pair;
+  rgk_append_means step;
+  int32_t steps, zero;
 } rgk_decode_layer;
 RGK_GETTER(rgk_decode_layer_sm90(rg_dtype type, int32_t width))
 

@@ -5,13 +5,18 @@
    A block of threads takes its tokens one after the other; one warpgroup attends to all branches:
 
      attends     cmp(0)  cmp(1)  swa(0)  slc(0)  cmp(2)  swa(1)  slc(1) …
-     ranks               blocks of 0             blocks of 1 …
+     ranks       rows    blocks of 0             blocks of 1 …
 
    So what is chosen is there by the time it is wanted, the copy engine has always something to
    fetch, and no token waits for another's blocks of threads. An access of memory waits behind all
    that the copy engine has asked for, several microseconds, and a proxy fence for the stores before
    it. So those who attend have none: rows of o go through the slots of weights to those who sum up
    weights, who keep a window's, and read those of compressed keys again, each thread what it wrote.
+
+   Rows: keys and values of this step go to their pages first, and the means of blocks that they
+   complete, by those who have nothing to do yet. Nothing is fetched before an mbarrier says that
+   they are there: what they take is four accesses of memory, one after the other, which behind a
+   tile's boxes are several microseconds each (and the newest tile is the first).
  */
 #pragma once
 #include "decode_sum_sm90.cuh"
@@ -45,7 +50,9 @@ template <class C> struct layer_loads {
 
   __device__ __forceinline__ void compressed(const job &j, const in_pages &at) {
     auto rk = from<typename C::stages>(k), rv = from<typename C::stages>(v);
-    load_job<C>(d.d.f, s, j, at, rk, rv, q);
+    load_job<C>(d.d.f, s, j, at, rk, rv, q, [&]() {
+      if (d.steps) bar_wait(s.stepped, 0);
+    });
     k = rk, v = rv;
   }
 
@@ -136,7 +143,8 @@ template <class C> struct layer_loads {
   __device__ __forceinline__ void run() {
     tile last = {};
     int last_head = -1;
-    each_token<C>(d.d.f.f, [&](const tile &t, int head) {
+    auto ahead = [&](int row, int) { guess_context(d.d.f, row); };
+    each_token<C>(d.d.f.f, ahead, [&](const tile &t, int head) {
       job j = {};
       in_pages at = {};
       j.head = head;
@@ -149,6 +157,32 @@ template <class C> struct layer_loads {
     hand_out_end<C>(d.d.f.f, s, q, threadIdx.x == 0);
   }
 };
+
+/* ---- this step's rows and what they complete: those who sum up weights, before there are any ----
+ *
+ * A sequence has mostly one row. Where it has more, each of its tokens sees to all of them: others'
+ * would have to be waited for. They write the same. */
+
+template <class C>
+__device__ __forceinline__ void step_all(const rgk_decode_layer &d, memory<C> &s) {
+  const rgk_flash_params &p = d.d.f.f;
+  const int heads = p.H >> p.pack, jobs = p.slots * heads, blocks = sharers<C>(),
+            warp = (int)threadIdx.x / 32 % 4; /* has keys or values of every other job */
+  if (!d.steps) return;
+  constexpr rg_dtype TYPE = std::is_same_v<typename C::type, __half> ? RG_F16 : RG_BF16;
+  static_assert(2 * RGK_PAGED_MEAN_GROUP * 2 * C::D <= C::STAGES * sizeof s.v[0] / 4, "has room");
+  for (int r = warp / 2; r * blocks < jobs; r += 2) {
+    const int i = own_job<C>(r), slot = rgk_over(i, p.by_heads), row = p.slots - 1 - slot;
+    if (i >= jobs) continue;
+    guess_context(d.d.f, row);
+    const int b = find_own_seq(p.seqs, row);
+    if (b < p.seqs.n)
+      step_head<TYPE, C::D>(d.step, b, warp % 2, i - slot * heads, s.v[0] + warp * sizeof s.v / 4);
+  }
+  step_fence();
+  warp_ready(s.stepped);
+}
+template <class C> __device__ __forceinline__ void step_all(const rgk_decode &, memory<C> &) {}
 
 /* ---- attend: a warpgroup ---- */
 

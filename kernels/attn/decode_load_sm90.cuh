@@ -3,6 +3,7 @@
    values.
  */
 #pragma once
+#include "../kv_step.cuh"
 #include "decode.h"
 #include "flash_fwd_sm90.cuh"
 #include "topk.cuh"
@@ -162,6 +163,7 @@ template <class C> struct memory_of {
   uint64_t summed[2 * ONCE], used[2 * ONCE];            /* sums of a token's blocks */
   uint64_t q_full[2], q_empty[2], scored, taken;
   uint64_t chosen[2];           /* a layer's token has its row of idx */
+  uint64_t stepped[C::LAYER];   /* rows of this step, and what they complete, are in their pages */
   uint64_t end_full, end_empty; /* twins: `end` of the second, of the first */
   uint64_t k_full[C::STAGES], k_empty[C::STAGES], v_full[C::STAGES], v_empty[C::STAGES];
 };
@@ -274,8 +276,21 @@ __device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s
   q.next();
 }
 
-/* By whole warps: f(tile of one token, head) for each job; every other round goes backwards: sums
- * of falling weights come out even. ahead(row, head): of the next one, before f. */
+/* The context that row `row` has if each sequence has a row: asked for before it is known whose the
+ * row is, for else it would come from memory behind that. */
+__device__ __forceinline__ void guess_context(const rgk_flash_paged &d, int row) {
+  if (row < d.f.seqs.n)
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(d.pages.context + row * d.pages.context_step));
+}
+
+/* The r-th of a block's jobs; every other round goes backwards: sums of falling weights come out
+ * even. */
+template <class C> __device__ __forceinline__ int own_job(int r) {
+  const int blocks = sharers<C>(), mine = sharer<C>();
+  return r * blocks + (r & 1 ? blocks - 1 - mine : mine);
+}
+/* By whole warps: f(tile of one token, head) for each job. ahead(row, head): of the next one,
+ * before f. */
 template <class C, class A, class F>
 __device__ __forceinline__ void each_token(const rgk_flash_params &p, A ahead, F f) {
   const int heads = p.H >> p.pack, jobs = p.slots * heads, blocks = sharers<C>(),
@@ -345,11 +360,12 @@ struct box {
 };
 
 /* By a warpgroup: a job's tiles of keys that follow on each other, from the last to the first. Four
- * warps take turns with boxes, a lane each: to start a copy takes long. */
-template <class C>
+ * warps take turns with boxes, a lane each: to start a copy takes long. ready(): returns when there
+ * is what they fetch. */
+template <class C, class F>
 __device__ __forceinline__ void load_job(const rgk_flash_paged &d, memory<C> &s, const job &j,
                                          const in_pages &in, typename C::stages &k,
-                                         typename C::stages &v, ring<2> &q) {
+                                         typename C::stages &v, ring<2> &q, F ready) {
   const rgk_flash_params &p = d.f;
   const int i = (int)threadIdx.x % 32 * 4 + (int)threadIdx.x / 32,
             kv_head = rgk_over(j.head, p.by_group);
@@ -382,6 +398,7 @@ __device__ __forceinline__ void load_job(const rgk_flash_paged &d, memory<C> &s,
     v.next();
   };
   box now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */
+  ready();
   if (j.first < j.end) load_k(now);
   hand_out<C>(p, s, q, j, leads);
   for (int t = j.end - 1; t >= j.first; t--) {
@@ -401,7 +418,7 @@ __device__ __forceinline__ void load_tiles(const rgk_flash_paged &d, memory<C> &
         if constexpr (C::AHEAD)
           if (threadIdx.x < 32) look_ahead<C>(d, s, row);
       },
-      [&](const job &j, const in_pages &in) { load_job<C>(d, s, j, in, k, v, q); });
+      [&](const job &j, const in_pages &in) { load_job<C>(d, s, j, in, k, v, q, []() {}); });
   hand_out_end<C>(d.f, s, q, threadIdx.x == 0);
 }
 

@@ -488,6 +488,7 @@ __global__ void __launch_bounds__(RGK_DECODE_THREADS, 1) choose(const __grid_con
   } else if (part == 1) {
     attend_all<C>(all, s);
   } else if (part == 2) {
+    step_all<C>(all, s);
     sum_up<C>(all, s);
   } else {
     const int tid = (int)threadIdx.x % WARPGROUP;

@@ -635,6 +635,7 @@ template <class C> __device__ __forceinline__ void init(const rgk_flash_params &
     bar_init(&s.p_full[i], 4 * WARP_ARRIVALS), bar_init(&s.p_empty[i], 4 * WARP_ARRIVALS);
   }
   for (int i = 0; i < 2; i++) bar_init(&s.chosen[i], WARP_ARRIVALS);
+  if constexpr (C::LAYER) bar_init(s.stepped, 4 * WARP_ARRIVALS);
   bar_init(&s.end_full, 1), bar_init(&s.end_empty, 4 * WARP_ARRIVALS);
   for (int i = 0; i < C::STAGES; i++) {
     bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * WARP_ARRIVALS);

@@ -73,11 +73,12 @@ rg_status rgi_decode_pair(const rgk_attn *selected, const rgk_attn *window, cons
  * launch. Takes what both take, of as many tokens as it is the fastest for; split, where a token's
  * keys are shared out, of any number. */
 bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu, bool split);
+struct rgk_append_means; /* kv_step's, in the same launch; or NULL */
 rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
                            const rgk_pages *compressed_pages, const rgk_attn *selected,
                            const rgk_attn *window, const rgk_pages *pages,
-                           const struct rgk_decode_pair *pair, const rg_gpu *gpu, void *workspace,
-                           rg_cuda *x);
+                           const struct rgk_decode_pair *pair, const struct rgk_append_means *step,
+                           const rg_gpu *gpu, void *workspace, rg_cuda *x);
 size_t rgi_decode_split_workspace(const rgk_attn *a, const rgk_pages *pages, const rg_gpu *gpu);
 rg_status rgi_decode_split(const rgk_attn *compressed, const rgk_topk *topk,
                            const rgk_pages *compressed_pages, const rgk_attn *selected,

@@ -339,11 +339,12 @@ bool rgi_decode_takes_layer(const rgk_attn *compressed, const rg_gpu *gpu, bool 
 rg_status rgi_decode_layer(const rgk_attn *compressed, const rgk_topk *topk,
                            const rgk_pages *compressed_pages, const rgk_attn *selected,
                            const rgk_attn *window, const rgk_pages *pages,
-                           const rgk_decode_pair *pair, const rg_gpu *gpu, void *workspace,
-                           rg_cuda *x) {
+                           const rgk_decode_pair *pair, const rgk_append_means *step,
+                           const rg_gpu *gpu, void *workspace, rg_cuda *x) {
   rgk_decode_layer p;
   memset(&p, 0, sizeof p); /* holes too: launches are compared byte by byte */
   p.pair = *pair;
+  if (step) p.step = *step, p.steps = 1;
   RGI_TRY(choice_fill(compressed, topk, compressed_pages, workspace, &p.d, x->error));
   RGI_TRY(pair_fill(selected, window, pages, &p.pair, x->error));
   return decode_launch(compressed, gpu,

@@ -37,22 +37,26 @@ const char *rgi_cuda_paged_path(const rg_call *c) {
 
 /* ---- paged_batch ---- */
 
-rg_status rgi_cuda_paged_batch(const rg_call *c, rg_cuda *x) {
+static rgk_batch batch_of(const rg_call *c) {
   const rg_arg *cache = rg_in(c, RGI_BATCH_CACHE), *lengths = rg_in(c, RGI_BATCH_LENGTHS),
                *table = rg_out(c, RGI_BATCH_TABLE);
-  rgk_batch p = {.pages = rgi_cuda_pages(rg_in(c, RGI_BATCH_CONTEXT), rg_in(c, RGI_BATCH_PAGES),
-                                         cache, NULL, 1, 0),
-                 .lengths = lengths->data,
-                 .lengths_step = lengths->stride[0],
-                 .rows = rg_in(c, RGI_BATCH_ROWS)->dim[0],
-                 .n = lengths->dim[0],
-                 .starts = rg_out(c, RGI_BATCH_STARTS)->data,
-                 .offset = rg_out(c, RGI_BATCH_OFFSET)->data,
-                 .context = rg_out(c, RGI_BATCH_CHECKED)->data,
-                 .last = rg_out(c, RGI_BATCH_LAST)->data,
-                 .table = table->data,
-                 .table_row = table->stride[0],
-                 .fault = rgk_fault_of(c)};
+  return (rgk_batch){.pages = rgi_cuda_pages(rg_in(c, RGI_BATCH_CONTEXT), rg_in(c, RGI_BATCH_PAGES),
+                                             cache, NULL, 1, 0),
+                     .lengths = lengths->data,
+                     .lengths_step = lengths->stride[0],
+                     .rows = rg_in(c, RGI_BATCH_ROWS)->dim[0],
+                     .n = lengths->dim[0],
+                     .starts = rg_out(c, RGI_BATCH_STARTS)->data,
+                     .offset = rg_out(c, RGI_BATCH_OFFSET)->data,
+                     .context = rg_out(c, RGI_BATCH_CHECKED)->data,
+                     .last = rg_out(c, RGI_BATCH_LAST)->data,
+                     .table = table->data,
+                     .table_row = table->stride[0],
+                     .fault = rgk_fault_of(c)};
+}
+
+rg_status rgi_cuda_paged_batch(const rg_call *c, rg_cuda *x) {
+  const rgk_batch p = batch_of(c);
   return launch(x, rgk_paged_batch(), p.n > 0 ? p.n : 1, 1, 1, RGK_BATCH_THREADS, &p, sizeof p);
 }
 
@@ -72,6 +76,7 @@ static void append_of(const rg_call *c, rgk_append *p) {
   p->k = rgk_of(k), p->v = rgk_of(v);
   p->k_cache = rgk_page_of(kc), p->v_cache = rgk_page_of(vc);
   p->heads = (int32_t)k->dim[1], p->D = (int32_t)k->dim[2], p->E = (int32_t)v->dim[2];
+  p->by_tokens = rgk_divide_by(p->pages.tokens);
   p->k_vec = moved16(k, kc), p->v_vec = moved16(v, vc);
 }
 
@@ -116,6 +121,9 @@ static rgk_new_blocks blocks_of(const rg_call *c) {
                       .kernel = (int32_t)kernel,
                       .stride = (int32_t)stride};
   b.pages.rows = (int32_t)rg_in(c, RGI_KVC_K_CMP)->dim[1];
+  b.by_stride = rgk_divide_by(b.stride);
+  b.by_tokens = rgk_divide_by(b.pages.tokens);
+  b.by_rows = rgk_divide_by(b.pages.rows);
   return b;
 }
 
@@ -139,6 +147,7 @@ static uint32_t means_of(const rg_call *c, rgk_paged_mean *p) {
   uint32_t n = 0;
   p->blocks = blocks_of(c);
   p->vec = true;
+  p->scale = 1.0f / (float)p->blocks.kernel;
   for (int i = 0; i < 2; i++) {
     if (rgi_compress_learned(c, i)) continue;
     p->side[n++] = side_of(c, i);
@@ -173,11 +182,15 @@ bool rgi_cuda_kv_step_takes(const rg_call *append, const rg_call *compress, bool
   return kernel == 2 * stride && stride <= RGK_PAGED_MEAN_GROUP;
 }
 
+void rgi_cuda_kv_step_view(const rg_call *append, const rg_call *compress, rgk_append_means *p) {
+  memset(p, 0, sizeof *p); /* holes too */
+  append_of(append, &p->append);
+  means_of(compress, &p->mean);
+}
+
 rg_status rgi_cuda_kv_step(const rg_call *append, const rg_call *compress, rg_cuda *x) {
   rgk_append_means p;
-  memset(&p, 0, sizeof p); /* holes too */
-  append_of(append, &p.append);
-  means_of(compress, &p.mean);
+  rgi_cuda_kv_step_view(append, compress, &p);
   if (rg_in(append, RGI_APPEND_K)->dim[0] == 0) return RG_OK;
   return launch(x, rgk_kv_append_means(), means_blocks(compress), 3, 1, RGK_PAGED_MEAN_THREADS, &p,
                 sizeof p);
@@ -319,16 +332,27 @@ static rgk_copied copied(const rg_arg *a) {
   return c;
 }
 
-rg_status rgi_cuda_page_copy(const rg_call *c, rg_cuda *x) {
+static bool is_brief(const rg_call *c) {
+  return rg_in(c, RGI_COPY_PAGES)->dim[0] <= RGK_COPY_SHORT;
+}
+static rgk_copy_list list_of(const rg_call *c) {
   const rg_arg *pages = rg_in(c, RGI_COPY_PAGES);
-  const bool brief = pages->dim[0] <= RGK_COPY_SHORT;
-  const rgk_copy_list list = {.pages = pages->data,
-                              .row = pages->stride[0],
-                              .n = pages->dim[0],
-                              .count = rgi_in_at(c, RGI_COPY_CACHE, 0)->dim[0],
-                              .list = brief ? NULL : c->workspace,
-                              .fault = rgk_fault_of(c)};
-  if (!brief) RGI_TRY(launch(x, rgk_check_copies(), 1, 1, 1, RGK_COPY_THREADS, &list, sizeof list));
+  return (rgk_copy_list){.pages = pages->data,
+                         .row = pages->stride[0],
+                         .n = pages->dim[0],
+                         .count = rgi_in_at(c, RGI_COPY_CACHE, 0)->dim[0],
+                         .list = is_brief(c) ? NULL : c->workspace,
+                         .fault = rgk_fault_of(c)};
+}
+static uint32_t turns_of(const rg_call *c) {
+  const int64_t entries = rg_in(c, RGI_COPY_PAGES)->dim[0];
+  return entries < COPY_ENTRIES ? (uint32_t)entries : COPY_ENTRIES;
+}
+
+rg_status rgi_cuda_page_copy(const rg_call *c, rg_cuda *x) {
+  const rgk_copy_list list = list_of(c);
+  if (!is_brief(c))
+    RGI_TRY(launch(x, rgk_check_copies(), 1, 1, 1, RGK_COPY_THREADS, &list, sizeof list));
   const int caches = rg_out_count(c, 0);
   for (int first = 0; first < caches; first += RGK_COPY_CACHES) {
     rgk_copies p;
@@ -337,9 +361,26 @@ rg_status rgi_cuda_page_copy(const rg_call *c, rg_cuda *x) {
     p.list = list;
     for (; n < RGK_COPY_CACHES && first + (int)n < caches; n++)
       p.cache[n] = copied(rgi_out_at(c, 0, first + (int)n));
-    RGI_TRY(launch(x, rgk_copy_pages(), COPY_PARTS,
-                   pages->dim[0] < COPY_ENTRIES ? (uint32_t)pages->dim[0] : COPY_ENTRIES, n,
-                   RGK_COPY_THREADS, &p, sizeof p));
+    RGI_TRY(
+        launch(x, rgk_copy_pages(), COPY_PARTS, turns_of(c), n, RGK_COPY_THREADS, &p, sizeof p));
   }
   return RG_OK;
+}
+
+bool rgi_cuda_copy_batch_takes(const rg_call *copy, const rg_call *batch, bool split) {
+  (void)split;
+  return is_brief(copy) && rg_out_count(copy, 0) <= RGK_COPY_CACHES &&
+         rg_in(batch, RGI_BATCH_LENGTHS)->dim[0] > 0;
+}
+
+rg_status rgi_cuda_copy_batch(const rg_call *copy, const rg_call *batch, rg_cuda *x) {
+  const int caches = rg_out_count(copy, 0);
+  rgk_copy_batch p;
+  memset(&p, 0, sizeof p); /* holes too */
+  p.batch = batch_of(batch);
+  p.copies.list = list_of(copy);
+  for (int i = 0; i < caches; i++) p.copies.cache[i] = copied(rgi_out_at(copy, 0, i));
+  p.parts = COPY_PARTS, p.turns = (int32_t)turns_of(copy);
+  return launch(x, rgk_copy_and_batch(), p.batch.n + (int64_t)p.parts * p.turns * caches, 1, 1,
+                RGK_BATCH_THREADS, &p, sizeof p);
 }

@@ -187,6 +187,7 @@ static void any_schedule(const layer *l, const char *const *same, int count, con
   layer few = *l;
   few.few = true; /* slc, swa and combine are one launch, where kernels take them */
   run_schedule(ctx, &few, &s.s, 300, 300, M, true, 5, "one of 300, joined");
+  run_schedule(ctx, &few, &s.s, 150, 150, M, true, 6, "one of 150, in one launch");
   free(table);
   close_steps(&s);
   close_side(&whole);
@@ -345,10 +346,13 @@ static void single_tokens(int H, int D, int most, float large, int kind) {
   rg_context_destroy(ctx);
 }
 
-/* Tokens of so many sequences, several for a block of threads: the bits of nodes apart. */
+/* Tokens of so many sequences, several for a block of threads, step after step, the last with
+ * pieces of up to 35 tokens among them: the bits of nodes apart, and the same in all pages. */
 static void many_single_tokens(int n, int H, int D, int kind) {
-  enum { OUT = 4 };
-  static const char *const made[OUT] = {"cmp_o", "cmp_lse", "idx", "o"};
+  enum { OUT = 4, STATES = 4, STEPS = 4, PIECE = 35 };
+  static const char *const made[OUT] = {"cmp_o", "cmp_lse", "idx", "o"}, *const state[STATES] = {
+                                                                             "kc", "vc", "ck",
+                                                                             "cv"};
   layer l = wide;
   l.H = H, l.KH = H / 16, l.D = l.DV = D, l.few = true, l.softmax = kind == PLAIN;
   const int M = 24;
@@ -357,7 +361,8 @@ static void many_single_tokens(int n, int H, int D, int kind) {
   int P = 1, page = 0;
   for (int b = 0; b < n; b++) {
     context[b] = below(&seed, 8) ? 1 + below(&seed, below(&seed, 4) ? 700 : M * l.page) : 0;
-    P += (context[b] + l.page - 1) / l.page;
+    if (context[b] > M * l.page - STEPS - PIECE) context[b] -= STEPS + PIECE;
+    P += (context[b] + STEPS + PIECE + l.page - 1) / l.page;
   }
   rg_error e = {0};
   rg_context *ctx;
@@ -383,7 +388,8 @@ static void many_single_tokens(int n, int H, int D, int kind) {
       for (int b = 0; b < n; b++) {
         all[b] = context[b];
         lengths[b] = context[b] > 0;
-        for (int m = 0; m < M; m++) pages[b * M + m] = m * l.page < context[b] ? page++ : -1;
+        for (int m = 0; m < M; m++)
+          pages[b * M + m] = m * l.page < context[b] + STEPS + PIECE ? page++ : -1;
       }
       const size_t floats = (size_t)n * row_bytes(&s[k].io, RG_INPUT, "q") / 2;
       for (size_t i = 0; i < floats; i++) {
@@ -400,14 +406,39 @@ static void many_single_tokens(int n, int H, int D, int kind) {
     }
     bind_all(s[k].session, &s[k].io);
   }
-  for (int again = 0; again < 2; again++)
+  for (int at = 0; at < STEPS; at++) {
+    int left = 0; /* rows that nobody has */
+    for (int b = 0; b < n; b++) left += context[b] == 0;
+    for (int k = 0; k < 2; k++)
+      for (int i = 0, rest = left; i < s[k].io.n; i++) {
+        const rg_tensor_info *t = &s[k].io.info[i];
+        if (t->role != RG_INPUT) continue;
+        if (strcmp(t->name, "k") == 0 || strcmp(t->name, "v") == 0) /* new ones */
+          fill_floats(t, s[k].io.data[i], (uint64_t)(1000 * at + i));
+        int32_t *const x = s[k].io.data[i];
+        const bool lengths = strcmp(t->name, "lengths") == 0;
+        if (at == 0 || (!lengths && strcmp(t->name, "context") != 0)) continue;
+        for (int b = 0; b < n; b++) {
+          const int more = at == STEPS - 1 && b % 7 == 3 && rest >= PIECE - 1 ? PIECE : 1;
+          if (context[b] == 0) continue;
+          x[b] = lengths ? more : x[b] + more;
+          rest -= more - 1;
+        }
+      }
     for (int k = 0; k < 2; k++) CR_OK(try_forward(s[k].session, &s[k].io, &e), &e);
-  for (int i = 0; i < OUT; i++) {
-    const size_t size = row_bytes(&s[0].io, RG_OUTPUT, made[i]);
-    const char *x = buffer(&s[0].io, RG_OUTPUT, made[i]), *y = buffer(&s[1].io, RG_OUTPUT, made[i]);
-    for (int t = 0; t < n; t++)
-      cr_assert_eq(memcmp(x + (size_t)t * size, y + (size_t)t * size, size), 0,
-                   "%s of row %d of %d, H %d D %d", made[i], t, n, H, D);
+    for (int i = 0; i < OUT; i++) {
+      const size_t size = row_bytes(&s[0].io, RG_OUTPUT, made[i]);
+      const char *x = buffer(&s[0].io, RG_OUTPUT, made[i]),
+                 *y = buffer(&s[1].io, RG_OUTPUT, made[i]);
+      for (int t = 0; t < n; t++)
+        cr_assert_eq(memcmp(x + (size_t)t * size, y + (size_t)t * size, size), 0,
+                     "%s of row %d of %d, H %d D %d, step %d", made[i], t, n, H, D, at);
+    }
+    for (int i = 0; i < STATES; i++)
+      cr_assert_eq(memcmp(buffer(&s[0].io, RG_STATE, state[i]),
+                          buffer(&s[1].io, RG_STATE, state[i]),
+                          (size_t)P * row_bytes(&s[0].io, RG_STATE, state[i])),
+                   0, "%s of %d, H %d D %d, step %d", state[i], n, H, D, at);
   }
   for (int k = 0; k < 2; k++) close_side(&s[k]);
   rg_context_destroy(ctx);

@@ -87,16 +87,32 @@ static const char *name_on(const rgi_graph *g, const rgi_node *x, const char *po
 static void check_places(const rgi_graph *g, size_t i) {
   for (int32_t n = 0; n < g->nnode; n++) {
     const rgi_node *x = &g->node[n];
-    const bool all = strcmp(x->op->name, "paged_nsa") == 0;
+    if (strcmp(x->op->name, "copy_batch") == 0) {
+      static const char *const own[] = {"k_own", "v_own", "k_cmp_own", "v_cmp_own"};
+      cr_assert_eq(x->attr[rgi_attribute(x->op, "own")].i, 0, "case %zu", i);
+      cr_assert_str_eq(name_on(g, x, "first.pages"), "forks", "case %zu", i);
+      cr_assert_str_eq(name_on(g, x, "pages"), "pages", "case %zu", i);
+      for (int k = 0; k < 4; k++)
+        cr_assert_str_eq(g->tensor[x->out[x->out_begin[0] + k]].name, own[k], "case %zu", i);
+    }
+    const bool step = strcmp(x->op->name, "kv_nsa") == 0, /* what kv_step does, too */
+        all = step || strcmp(x->op->name, "paged_nsa") == 0;
     if (strcmp(x->op->name, "paged_slc_swa") != 0 && !all) continue;
     cr_assert_eq(x->attr[rgi_attribute(x->op, "first")].i, 1, "case %zu", i);
     cr_assert_eq(x->attr[rgi_attribute(x->op, "second")].i, 2, "case %zu", i);
-    cr_assert_str_eq(name_on(g, x, "k_cache"), "k_now", "case %zu", i);
+    cr_assert_str_eq(name_on(g, x, "k_cache"), step ? "k_own" : "k_now", "case %zu", i);
     cr_assert_str_eq(name_on(g, x, all ? "first.o" : "o"), "cmp_o", "case %zu", i);
     if (!all) continue;
     cr_assert_eq(x->attr[rgi_attribute(x->op, "own")].i, 0, "case %zu", i);
-    cr_assert_str_eq(name_on(g, x, "first.k_cache"), "k_cmp_now", "case %zu", i);
-    cr_assert_str_eq(name_on(g, x, "first.v_cache"), "v_cmp_now", "case %zu", i);
+    cr_assert_str_eq(name_on(g, x, step ? "k_cmp" : "first.k_cache"),
+                     step ? "k_cmp_own" : "k_cmp_now", "case %zu", i);
+    cr_assert_str_eq(name_on(g, x, step ? "v_cmp" : "first.v_cache"),
+                     step ? "v_cmp_own" : "v_cmp_now", "case %zu", i);
+    static const char *const made[4][2] = {
+        {"k_cache", "k_now"}, {"v_cache", "v_now"}, {"k_cmp", "k_cmp_now"}, {"v_cmp", "v_cmp_now"}};
+    for (int k = 0; k < 4 && step; k++)
+      cr_assert_str_eq(g->tensor[rgi_out(x, rgi_out_port(x->op, made[k][0]))].name, made[k][1],
+                       "case %zu", i);
     cr_assert_str_eq(name_on(g, x, "idx"), "idx", "case %zu", i);
     cr_assert_eq(x->out[x->out_begin[rgi_out_port(x->op, "o")]], g->output[0].tensor, "case %zu",
                  i);
@@ -135,14 +151,19 @@ Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
     fused f =
         fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].most, c[i].name, c[i].value, false);
-    const bool all = c[i].choice && c[i].sum && c[i].rows < 99;     /* then in turn */
+    const bool all = c[i].choice && c[i].sum && c[i].rows < 99;     /* then in turn, with rows */
     const bool rows = c[i].gpu && strcmp(c[i].name, "stride") != 0; /* blocks of two groups */
-    cr_assert_eq(f.report->fused, c[i].choice + c[i].sum + all + rows, "case %zu: %d", i,
-                 f.report->fused);
-    cr_assert_eq(count_op(f.after, "kv_step"), rows, "case %zu", i);
+    const bool begins = c[i].gpu != NULL; /* copies beside lengths and tables */
+    cr_assert_eq(f.report->fused, c[i].choice + c[i].sum + 2 * all + rows + begins, "case %zu: %d",
+                 i, f.report->fused);
+    cr_assert_eq(count_op(f.after, "copy_batch"), begins, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "page_copy"), !begins, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_batch"), !begins, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "kv_step"), rows && !all, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "kv_nsa"), all, "case %zu", i);
     cr_assert_eq(count_op(f.after, "kv_append"), !rows, "case %zu", i);
     cr_assert_eq(count_op(f.after, "kv_compress"), !rows, "case %zu", i);
-    cr_assert_eq(count_op(f.after, "paged_nsa"), all, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "paged_nsa"), 0, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_cmp_topk"), c[i].choice && !all, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_topk"), !c[i].choice, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_cmp_attn"), !c[i].choice, "case %zu", i);
@@ -150,8 +171,9 @@ Test(fuse, one_kernel_for_several_nodes_of_a_step, .init = begin, .fini = end) {
     cr_assert_eq(count_op(f.after, "paged_slc_attn"), !c[i].sum, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_swa_attn"), !c[i].sum, "case %zu", i);
     cr_assert_eq(count_op(f.after, "combine"), !c[i].sum, "case %zu", i);
-    cr_assert_eq(f.after->nnode, f.before->nnode - c[i].choice - 2 * c[i].sum - all - rows,
-                 "case %zu", i);
+    cr_assert_eq(f.after->nnode,
+                 f.before->nnode - c[i].choice - 2 * c[i].sum - 2 * all - rows - begins, "case %zu",
+                 i);
     check_places(f.after, i);
     drop(&f);
   }
@@ -178,6 +200,7 @@ Test(fuse, shared_out_keys, .init = begin, .fini = end) {
         fuse_step(c[i].gpu, c[i].rows, c[i].sequences, c[i].most, c[i].name, c[i].value, true);
     cr_assert_eq(f.report->split, c[i].taken, "case %zu", i);
     cr_assert_eq(count_op(f.after, "paged_nsa"), c[i].taken, "case %zu", i);
+    cr_assert_eq(count_op(f.after, "kv_nsa"), 0, "case %zu", i);
     for (int32_t n = 0; n < f.after->nnode; n++) {
       const rgi_node *x = &f.after->node[n];
       if (strcmp(x->op->name, "paged_nsa") == 0)

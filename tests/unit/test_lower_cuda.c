@@ -71,7 +71,7 @@ Test(lower_cuda, launches_over_pages) {
         check_launches(&b, plan, name[i]);
         check_edges(b.t, plan, name[i]);
         for (int n = 0; n < plan->graph->nnode; n++)
-          all += strcmp(plan->graph->node[n].op->name, "paged_nsa") == 0;
+          all += strcmp(plan->graph->node[n].op->name, "kv_nsa") == 0;
         rg_plan_destroy(plan);
       }
   cr_assert_gt(all, 0);

@@ -444,6 +444,14 @@ Test(serve, faults_are_named_and_stay) {
   for (int i = 0; i < 2; i++) x.s.lengths[i] = 0, x.s.context[i] = x.done[i] * i;
   step(&x.s, of, NULL, -1); /* nothing to do is no fault */
   check_caches(&x.s, x.table, x.done, NULL);
+  for (int i = 0; i < 9; i++) { /* of two the list's is said, whoever finds his first */
+    x.s.forks[2 * (i % 2)] = 99, x.s.forks[2 * (i % 2) + 1] = 1;
+    x.s.lengths[1] = 4, x.s.context[1] = 3;
+    FAILS(try_forward(x.s.s.session, &x.s.s.io, &e), RG_E_DATA,
+          i % 2 ? "pages[1][0] is 99; expected a page, 0 to 39, or two -1"
+                : "pages[0][0] is 99; expected a page, 0 to 39, or two -1");
+    for (int k = 0; k < 4; k++) x.s.forks[k] = -1;
+  }
   close_line(&x);
 }
 
