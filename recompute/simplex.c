@@ -504,7 +504,8 @@ static double run(rgi_simplex *s, int pivots, double most) {
     double gain = fabs(out);
     bool none;
     const int q = enters(s, n, &passed, &gain, &none);
-    if (none) return gain > NEAR ? go_up(s, out, gain, most) : -INFINITY;
+    if (none && gain > NEAR) return go_up(s, out, gain, most);
+    if (none) break;
     memset(s->along, 0, (size_t)s->m * sizeof *s->along);
     add_column(s, s->along, q, 1);
     rgi_basis_solve(s->basis, s->along);
