@@ -150,8 +150,9 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
 /* ---- from what the program would choose to what has room ---- */
 
 static point look(proof *p, const uint64_t *set) {
-  p->work -= rgi_replay_work(p->m);
-  p->mending += rgi_replay_work(p->m);
+  const int64_t work = rgi_replay_work(p->m) * 3 / 2; /* of what hardly fits: more is made again */
+  p->work -= work;
+  p->mending += work;
   const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
   const int64_t figure = rgi_figure(p->c, x), over = figure - p->room;
   return (point){figure,

@@ -23,7 +23,7 @@
 
 /* units; what sums of doubles may be off by, and what is violated */
 static const double ROUNDING = 1e-9, LITTLE = 1e-6;
-static const double VAIN = 0.03;
+static const double VAIN = 0.015;
 enum {
   MOST_MADE = 40000,   /* (clone, row) */
   MOST_UNITS = 64,     /* that a candidate's bytes are counted in */
@@ -34,7 +34,7 @@ enum {
   CUTS_A_ROUND = 16,
   MOST_CUTS = 256,
   IDLE = 16,
-  IDLE_CUT = 4
+  IDLE_CUT = 40
 };
 
 struct rgi_row_unit {
