@@ -89,6 +89,12 @@ static double part_of(int v) {
   return ((unsigned)v * 2654435761u >> 16) / (double)(1 << 16);
 }
 
+/* No memory for all of a row or column: nothing is said any more. */
+static int broken(rgi_simplex *s) {
+  s->broken = true;
+  return -1;
+}
+
 int rgi_simplex_column(rgi_simplex *s, double cost, double lo, double hi, const rgi_weight *in,
                        int n) {
   if (s->n == s->most_columns) return -1;
@@ -100,7 +106,7 @@ int rgi_simplex_column(rgi_simplex *s, double cost, double lo, double hi, const 
     rgi_line *row = &s->row[in[k].of];
     if (!rgi_vector_add(&x->of, s->arena, in[k].of, in[k].by) ||
         !rgi_vector_add(&row->of, s->arena, v, in[k].by))
-      return -1;
+      return broken(s);
     row->whole &= in[k].by == floor(in[k].by);
   }
   s->nentry += n;
@@ -155,7 +161,7 @@ int rgi_simplex_row(rgi_simplex *s, const rgi_weight *of, int n, double least) {
     x->whole &= by == floor(by);
     if (!rgi_vector_add(&x->of, s->arena, v, by) ||
         !rgi_vector_add(&s->column[v].of, s->arena, r, by))
-      return -1;
+      return broken(s);
   }
   s->nentry += x->of.n;
   s->norm[where] = 0; /* not known yet */
@@ -531,6 +537,7 @@ static double run(rgi_simplex *s, int pivots, double most) {
 }
 
 static bool ready(rgi_simplex *s) {
+  if (s->broken) return false;
   if ((s->stale || rgi_basis_worn(s->basis)) && !factor(s)) return false;
   find_norms(s);
   begin(s);

@@ -37,7 +37,7 @@ struct rgi_simplex {
   int *kept_basic;
   double *kept_norm;
   double cost;
-  bool stale, trying; /* stale: what is basic has to be taken apart */
+  bool stale, trying, broken; /* stale: what is basic has to be taken apart */
   int64_t work;
 };
 
