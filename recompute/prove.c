@@ -17,7 +17,7 @@
 enum {
   FIRST_ROUNDS = 200,
   ROUNDS = 12,
-  CUTS = 6,   /* rounds of them, at the first place */
+  CUTS = 20,  /* rounds of them, at the first place */
   PART = 5,   /* of the packer's work: for a first word on a choice */
   FLIPS = 48, /* that a choice is mended by */
   STIRS = 4,  /* a candidate, where no flip brings it nearer */
@@ -26,7 +26,7 @@ enum {
   NARROWEST = 12, /* … how often */
   MENDS = 2,      /* of so many places one's choice is made to fit */
   TRIES = 8,      /* candidates looked at before one is tried both ways, … */
-  KNOWN = 4,      /* … if less often before */
+  KNOWN = 2,      /* … if less often before */
   DIVES = 16,     /* of so many places one is gone down from */
   MOST_PLACES = 1 << 16
 };
@@ -150,8 +150,9 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
 /* ---- from what the program would choose to what has room ---- */
 
 static point look(proof *p, const uint64_t *set) {
-  p->work -= rgi_replay_work(p->m);
-  p->mending += rgi_replay_work(p->m);
+  const int64_t work = rgi_replay_work(p->m) * 3 / 2; /* of what hardly fits: more is made again */
+  p->work -= work;
+  p->mending += work;
   const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
   const int64_t figure = rgi_figure(p->c, x), over = figure - p->room;
   return (point){figure,
@@ -332,7 +333,7 @@ static int choose(proof *p, place *x, double bound[2]) {
     const bool known = p->gain[0][c].n >= KNOWN && p->gain[1][c].n >= KNOWN;
     for (int again = 0; again < 2; again++) {
       gain[again] =
-          known ? expect(p, c, again) : rgi_rows_try(p->rows, c, again, p->best) - x->bound;
+          known ? expect(p, c, again) : rgi_rows_try(p->rows, c, again, p->best) - p->rows->last;
       if (!known) learn(p, c, again, again ? 1 - value : value, gain[again]);
     }
     p->work -= p->rows->work - before;
@@ -341,7 +342,7 @@ static int choose(proof *p, place *x, double bound[2]) {
     most = now;
     best = c;
     for (int again = 0; again < 2; again++)
-      bound[again] = known ? x->bound : fmax(x->bound + gain[again], x->bound);
+      bound[again] = known ? x->bound : fmax(p->rows->last + gain[again], x->bound);
   }
   return best;
 }
@@ -369,7 +370,7 @@ static rg_status branch(proof *p, place *x, int i, const double bound[2], place 
     place *z = way[again];
     z->depth++;
     rgi_drop(open_of(p, z), i);
-    z->before = z->bound;
+    z->before = p->rows->last;
     z->bound = bound[again];
     z->by = i;
     z->again = again;
@@ -390,7 +391,7 @@ static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
   *next = NULL;
   x->bound =
       fmax(x->bound, x->depth ? bound_of(p, x, ROUNDS, 0) : bound_of(p, x, FIRST_ROUNDS, CUTS));
-  if (x->depth && x->part > WHOLE) learn(p, x->by, x->again, x->part, x->bound - x->before);
+  if (x->depth && x->part > WHOLE) learn(p, x->by, x->again, x->part, p->rows->last - x->before);
   if (x->bound < p->best) decide(p, x);
   if (x->bound < p->best && x->alone == NOT_ASKED) RGI_TRY(consider(p, again_of(x), &x->alone, e));
   if (x->bound >= p->best || x->alone == TAKEN) { /* recomputing more only takes longer */

@@ -23,8 +23,10 @@
 
 /* units; what sums of doubles may be off by, and what is violated */
 static const double ROUNDING = 1e-9, LITTLE = 1e-6;
+static const double VAIN = 0.015;
 enum {
   MOST_MADE = 40000,   /* (clone, row) */
+  MOST_UNITS = 64,     /* that a candidate's bytes are counted in */
   MOST_COLUMNS = 2048, /* of the program */
   MOST_LINES = 2048,   /* … and of its rows */
   TRY_PIVOTS = 15,
@@ -32,7 +34,7 @@ enum {
   CUTS_A_ROUND = 16,
   MOST_CUTS = 256,
   IDLE = 16,
-  IDLE_CUT = 4
+  IDLE_CUT = 40
 };
 
 struct rgi_row_unit {
@@ -207,6 +209,15 @@ static rg_status find_made(rgi_rows *r, const uint64_t *bits, int words, rgi_are
   return RG_OK;
 }
 
+static int64_t common(int64_t a, int64_t b) {
+  while (b) {
+    const int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  return a;
+}
+
 static rg_status open_program(rgi_rows *r, rgi_arena *a, rg_error *e) {
   const rgi_parts *p = r->p;
   int columns = r->n + r->nneed + r->nmade;
@@ -227,6 +238,19 @@ static rg_status open_program(rgi_rows *r, rgi_arena *a, rg_error *e) {
   return RG_OK;
 }
 
+/* Bytes by which what a choice takes goes up or down, so that rows are in whole numbers; or, if
+ * that is too little to count in, the most that a candidate has. */
+static double find_unit(const rgi_parts *p, bool *whole) {
+  double most = 1;
+  int64_t all = 0;
+  for (int i = 0; i < p->c->m->ncandidate; i++)
+    most = fmax(most, p->bytes[i]), all = common(all, (int64_t)p->bytes[i]);
+  for (int i = 0; i < p->nvalue; i++) all = common(all, (int64_t)p->value[i].bytes);
+  for (int i = 0; i < p->nneed; i++) all = common(all, (int64_t)p->need[i].bytes);
+  *whole = all > 0 && most <= MOST_UNITS * (double)all;
+  return *whole ? (double)all : most;
+}
+
 rg_status rgi_rows_open(const rgi_parts *p, rgi_arena *a, rgi_rows **out, rg_error *e) {
   const rgi_graph *g = p->c->m->g;
   rgi_rows *r = *out = rgi_alloc(a, sizeof *r);
@@ -235,8 +259,8 @@ rg_status rgi_rows_open(const rgi_parts *p, rgi_arena *a, rgi_rows **out, rg_err
   const size_t n = (size_t)r->n + 1, nt = (size_t)r->nt + 2, nn = (size_t)g->nnode + 1;
   size_t edges = 1;
   for (int32_t k = 0; k < g->nnode; k++) edges += (size_t)rgi_nin(&g->node[k]);
+  r->unit = find_unit(p, &r->whole);
   for (int i = 0; i < r->n; i++) {
-    r->unit = fmax(r->unit, p->bytes[i]);
     r->unit_ms = fmax(r->unit_ms, p->c->m->ms[i]);
   }
   if (!(r->unit_ms > 0)) r->unit_ms = 1;
@@ -289,7 +313,8 @@ static double held_at(const rgi_rows *r, const rgi_row_made *y, int32_t t) {
 static double least_at(const rgi_rows *r, int32_t t) {
   const rgi_parts *p = r->p;
   const double room = ((double)p->c->budget - (p->c->of_saved ? 0 : (double)p->c->m->mem.comm));
-  return r->saved + ((p->c->of_saved ? 0 : p->base[t]) - room) / r->unit - ROUNDING;
+  const double least = r->saved + ((p->c->of_saved ? 0 : p->base[t]) - room) / r->unit - ROUNDING;
+  return r->whole ? ceil(least) : least;
 }
 
 /* The budget at row t. */
@@ -479,6 +504,22 @@ static void find_sure(rgi_rows *r, const uint64_t *again) {
   }
 }
 
+/* Rounds of cuts, which end where two in a row add next to nothing to what all have. */
+typedef struct cutting {
+  int left, vain;
+  bool any;
+  double first, before;
+} cutting;
+
+static bool go_on(cutting *c, double now) {
+  const bool vain = c->any && now - c->before < VAIN * (now - c->first);
+  if (!c->any) c->first = now;
+  c->any = true;
+  c->before = now;
+  c->vain = vain ? c->vain + 1 : 0;
+  return c->vain < 2 && c->left-- > 0;
+}
+
 double rgi_rows_bound(rgi_rows *r, const uint64_t *again, const uint64_t *open, int rounds,
                       int cuts, double most) {
   const int64_t before = rgi_simplex_work(r->program);
@@ -489,6 +530,7 @@ double rgi_rows_bound(rgi_rows *r, const uint64_t *again, const uint64_t *open, 
   find_sure(r, again);
   drop_idle(r);
   r->last = -INFINITY;
+  cutting c = {.left = cuts};
   for (int round = 0; round < rounds; round++) {
     const double now =
         rgi_simplex_solve(r->program, 0, (most + r->unread) / r->unit_ms) * r->unit_ms - r->unread;
@@ -507,7 +549,7 @@ double rgi_rows_bound(rgi_rows *r, const uint64_t *again, const uint64_t *open, 
     n += add_rows(r);
     n += add_causes(r);
     r->work += (r->nmade * 4 + r->ncause + r->nt) / 8;
-    if (n == 0 && cuts > 0) n = add_cuts(r), cuts--;
+    if (n == 0 && go_on(&c, now)) n = add_cuts(r);
     if (n == 0) break;
   }
   r->work += rgi_simplex_work(r->program) - before;
@@ -516,12 +558,10 @@ double rgi_rows_bound(rgi_rows *r, const uint64_t *again, const uint64_t *open, 
 
 double rgi_rows_try(rgi_rows *r, int candidate, bool again, double most) {
   const int64_t before = rgi_simplex_work(r->program);
-  const int column = r->column[candidate];
-  rgi_simplex_bounds(r->program, column, again, again);
-  const double ms =
-      rgi_simplex_solve(r->program, TRY_PIVOTS, (most + r->unread) / r->unit_ms) * r->unit_ms -
-      r->unread;
-  rgi_simplex_bounds(r->program, column, 0, 1);
+  const double ms = rgi_simplex_try(r->program, r->column[candidate], again, again, TRY_PIVOTS,
+                                    (most + r->unread) / r->unit_ms) *
+                        r->unit_ms -
+                    r->unread;
   r->work += rgi_simplex_work(r->program) - before;
   return ms;
 }

@@ -17,6 +17,7 @@ typedef struct rgi_rows {
   int n;          /* candidates */
   int32_t nt;     /* rows */
   double unit;    /* bytes that make numbers handy … */
+  bool whole;     /* all rows have whole numbers of them */
   double unit_ms; /* … and ms */
   /* per candidate, of the last program: how far it is computed again, 0 … 1; what deciding it
    * the other way adds to `last`, < 0: to keep it */

@@ -7,15 +7,9 @@
 #ifndef RGI_RECOMPUTE_SIMPLEX_H
 #define RGI_RECOMPUTE_SIMPLEX_H
 
-#include "../graph/base.h"
-#include <stdbool.h>
-#include <stdint.h>
+#include "basis.h"
 
 typedef struct rgi_simplex rgi_simplex;
-typedef struct rgi_weight {
-  int of; /* a column of a row, or a row of a column */
-  double by;
-} rgi_weight;
 
 /* For so many columns and rows at most; in the arena. */
 rg_status rgi_simplex_open(int columns, int rows, rgi_arena *a, rgi_simplex **out, rg_error *e);
@@ -31,6 +25,8 @@ void rgi_simplex_drop(rgi_simplex *s, int row);
 /* What no solution beats, by the prices that it comes to, whatever rounding did to them; one that
  * reaches `most` is enough, and so are so many pivots; 0: all it takes. */
 double rgi_simplex_solve(rgi_simplex *s, int pivots, double most);
+/* The same with the column within other bounds; what was found before is found again after it. */
+double rgi_simplex_try(rgi_simplex *s, int column, double lo, double hi, int pivots, double most);
 double rgi_simplex_value(const rgi_simplex *s, int column);
 /* By the same prices: what a unit of the column adds. */
 double rgi_simplex_reduced(const rgi_simplex *s, int column);
