@@ -2,7 +2,7 @@
 
    From what the proof's program would choose, or from the best that is known with a few candidates
    of it kept: that is mended (mend.c), and what comes of it is for memplan. Where memplan refuses,
-   the next ones get less room, as in the proof.
+   it is mended once more, with so much less room as was lacking.
 
    Both sides count their work, and meet whenever each has done so much more: then both go on from
    the better choice of the two, and what the proof has offered meanwhile is taken in. So whatever
@@ -18,8 +18,7 @@ enum {
   OFFERS = 16,        /* that are known, the last ones */
   KNOWN_REFUSED = 64, /* … of choices */
   KEEPS = 4,          /* candidates of the best that are kept, at most; flips of an offer */
-  STEP = 256,         /* part of the budget by which choices get less room, and … */
-  NARROWEST = 12,     /* … how often */
+  MOST_REFUSALS = 4,  /* of a choice that gets less room each time */
   PART = 5            /* of the packer's work, for a choice */
 };
 
@@ -34,9 +33,10 @@ struct rgi_beside {
   rgi_mender mend;
   uint64_t *trial;
   ring offered, refused; /* offered: what it looks from */
-  int narrow;
-  int64_t left;     /* work until the next meeting */
-  rg_status status; /* of all that was done, and why */
+  int refusals;          /* of what comes of one choice, in a row */
+  int64_t room;          /* for it */
+  int64_t left;          /* work until the next meeting */
+  rg_status status;      /* of all that was done, and why */
   rg_error e;
   /* the proof's side */
   ring inbox;
@@ -97,28 +97,39 @@ static void vary_offer(rgi_beside *b) {
   }
 }
 
-/* One choice more. */
+/* What memplan refused gets so much less room as was lacking, each time further, a few times. */
+static void refused(rgi_beside *b, int64_t figure, int64_t over) {
+  if (!has(b, &b->refused, b->trial)) put(b, &b->refused, b->trial);
+  b->room = figure - (over << b->refusals++);
+  if (b->refusals > MOST_REFUSALS) b->refusals = 0;
+}
+
+/* One choice more, or the last one mended further. */
 static rg_status look_further(rgi_beside *b, rg_error *e) {
   rgi_chooser *c = &b->c;
   const int64_t before = b->mend.work, spent = c->m->spent;
-  int64_t over = 0;
-  if (b->offered.n == 0 || rgi_mender_draw(&b->mend, 2))
-    keep_some(b);
-  else
-    vary_offer(b);
-  b->mend.room = c->budget - c->budget / STEP * b->narrow;
+  int64_t over = RGI_ALIGN;
+  if (b->refusals == 0) {
+    b->room = c->budget;
+    if (b->offered.n == 0 || rgi_mender_draw(&b->mend, 2))
+      keep_some(b);
+    else
+      vary_offer(b);
+  }
+  b->mend.room = b->room;
   b->mend.best = c->best_ms * (1 - 1e-9);
-  const bool any = rgi_mend(&b->mend, b->trial), known = any && has(b, &b->refused, b->trial);
-  if (any && !known) RGI_TRY(rgi_chooser_ask(c, b->trial, PART, &over, e));
-  if (any && !known && over <= 0) {
+  if (rgi_mend(&b->mend, b->trial)) {
     const rgi_taken x = rgi_replay_run(c->m->replay, b->trial, b->mend.used);
-    memcpy(c->best, b->trial, (size_t)c->m->words * sizeof *c->best);
-    c->best_ms = rgi_model_ms(c->m, b->mend.used) + x.wait_ms;
-  } else if (any) {
-    if (!known) put(b, &b->refused, b->trial);
-    if (b->narrow < NARROWEST) b->narrow++;
-  } else if (b->narrow > 0) {
-    b->narrow--;
+    if (!has(b, &b->refused, b->trial)) RGI_TRY(rgi_chooser_ask(c, b->trial, PART, &over, e));
+    if (over > 0) {
+      refused(b, rgi_figure(c, x), over);
+    } else {
+      memcpy(c->best, b->trial, (size_t)c->m->words * sizeof *c->best);
+      c->best_ms = rgi_model_ms(c->m, b->mend.used) + x.wait_ms;
+      b->refusals = 0;
+    }
+  } else {
+    b->refusals = 0;
   }
   b->left -= b->mend.work - before + c->m->spent - spent;
   return RG_OK;
