@@ -74,7 +74,8 @@ typedef struct best {
   uint64_t tie;
 } best;
 
-/* Anywhere in from … to it displaces the weight `now`. Of places that cost nothing, the tightest. */
+/* Anywhere in from … to it displaces the weight `now`. Of places that cost nothing, the
+ * tightest. */
 static void look_at(rgi_repair *h, int64_t from, int64_t to, int64_t now, best *x) {
   if (to < from || now > x->weight) return;
   const uint64_t tie = now > 0 ? rgi_next_random(&h->state) : (uint64_t)(to - from);

@@ -8,9 +8,9 @@
    places that are left.
 
    What the program would choose, in whole candidates, rarely has room: every other time that is
-   mended by flips until it has (mend.c), which finds better choices than a search from anywhere else.
-   Where memplan refuses those, the next ones get less room. Where the best is far, beside.c looks for
-   better ones at the same time, from what the program chooses.
+   mended by flips until it has (mend.c), which finds better choices than a search from anywhere
+   else. Where memplan refuses those, the next ones get less room. Where the best is far, beside.c
+   looks for better ones at the same time, from what the program chooses.
  */
 #include "rows.h"
 #include <math.h>

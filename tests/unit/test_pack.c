@@ -188,8 +188,8 @@ Test(pack, what_fits_is_soon_found) {
   cr_assert_gt(work, 0);
 }
 
-/* Repair notes what changes where by place if there are few, else it sorts: the same blocks, larger,
- * go to the same places. */
+/* Repair notes what changes where by place if there are few, else it sorts: the same blocks,
+ * larger, go to the same places. */
 Test(pack, repair_by_place_or_sorted) {
   enum { N = sizeof pack_tight / sizeof *pack_tight };
   static const int64_t unit[] = {1, 4096};

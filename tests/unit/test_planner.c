@@ -340,46 +340,6 @@ Test(planner, a_proof_finds_what_a_search_does_not) {
   done_with(&s);
 }
 
-/* What is found beside a proof is found at the same meeting, with a thread of its own and without,
- * and has room. */
-Test(planner, looked_for_beside_a_proof) {
-  enum { MEETINGS = 4 };
-  rg_context *ctx = new_context();
-  rg_spec *spec;
-  int64_t least;
-  double ms[2][MEETINGS + 1];
-  uint64_t state = UINT64_C(17) * 1000003 + 4242;
-  must(rgi_random_spec_near(ctx, &state, 125, 12, &spec, &err), "load");
-  subject s = subject_of(ctx, spec);
-  s.m->mem.seconds = 0; /* work, not time */
-  rgi_chooser c[2];
-  uint64_t *set = rgi_model_set(s.m);
-  must(rgi_chooser_init(&c[0], s.m, &err), "chooser");
-  must(rgi_least_many(&c[0], set, &least, &err), "least");
-  for (int alone = 0; alone < 2; alone++) {
-    rgi_beside *b;
-    must(rgi_chooser_init(&c[alone], s.m, &err), "chooser");
-    c[alone].budget = least + least / 20;
-    c[alone].best_ms = rgi_model_ms(s.m, set);
-    memcpy(c[alone].best, set, (size_t)s.m->words * sizeof *set);
-    s.m->mem.alone = alone;
-    must(rgi_beside_open(&c[alone], &b, &err), "beside");
-    for (int64_t k = 0; k <= MEETINGS; k++) {
-      must(rgi_beside_meet(b, &c[alone], k << 40, k == MEETINGS, &err), "meeting");
-      ms[alone][k] = c[alone].best_ms;
-      if (k == 1) rgi_beside_offer(b, c[alone].always);
-    }
-    rgi_beside_close(b);
-    cr_assert_leq(measure(&s, c[alone].best).peak, c[alone].budget);
-    cr_assert_float_eq(rgi_model_ms(s.m, c[alone].best), c[alone].best_ms, 1e-9);
-  }
-  cr_assert_lt(ms[0][1], 0.97 * ms[0][0], "%g of %g", ms[0][1], ms[0][0]);
-  for (int k = 0; k <= MEETINGS; k++) cr_assert_eq(ms[0][k], ms[1][k], "at meeting %d", k);
-  cr_assert(rgi_model_same(s.m, c[0].best, c[1].best));
-  cr_assert_eq(c[0].explored, c[1].explored);
-  done_with(&s);
-}
-
 /* Memplan has the last word: where it finds less room than the search saw, a little more is
  * computed again, not as much as for the least memory. */
 Test(planner, memplan_has_the_last_word) {
