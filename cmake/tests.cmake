@@ -44,7 +44,7 @@ endif()
 if(REGRAPH_SANITIZE MATCHES "thread")
   # Criterion does not start under ThreadSanitizer: the threaded tests run on tests/plain instead.
   foreach(name test_pool test_threads test_session test_session_calls test_cp_comm test_cp_ops
-          test_cp_equal test_cp_processes test_cp_seed)
+          test_cp_equal test_cp_processes test_cp_seed test_beside)
     add_executable(${name} ${CMAKE_SOURCE_DIR}/tests/unit/${name}.c
                    ${CMAKE_SOURCE_DIR}/tests/plain/plain.c)
     target_include_directories(${name} BEFORE PRIVATE ${CMAKE_SOURCE_DIR}/tests/plain)
@@ -54,6 +54,7 @@ if(REGRAPH_SANITIZE MATCHES "thread")
                                RG_BINARY_DIR="${CMAKE_BINARY_DIR}")
     add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   endforeach()
+  target_sources(test_beside PRIVATE ${CMAKE_SOURCE_DIR}/tests/harness/random_spec.c)
   shipped_profiles()
   return()
 endif()

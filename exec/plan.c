@@ -210,6 +210,7 @@ static rg_status prepare(const rg_spec *spec, const rg_policy *policy, const rg_
                                 .no_reuse = o->no_reuse,
                                 .no_inplace = o->no_inplace,
                                 .seconds = o->pack_seconds,
+                                .alone = o->plan_alone,
                                 .threads = p->threads};
   /* Branches side by side need bytes of their own: not where the policy asks for less memory.
    * Copies run beside one lane that computes. */

@@ -69,6 +69,8 @@ const rg_op *rgi_find_op(const rg_context *ctx, const char *name);
 /* Plain host memory from the context's allocator. rgi_malloc returns NULL on failure. */
 void *rgi_malloc(const rg_context *ctx, size_t size);
 void rgi_free(const rg_context *ctx, void *ptr);
+/* Is that malloc, which any thread may call, and not the caller's? */
+bool rgi_plain_malloc(const rg_context *ctx);
 
 /* pthread_create for a thread of the library's own: it takes no signals, which are the caller's. */
 int rgi_thread_start(pthread_t *thread, void *(*run)(void *), void *arg);

@@ -32,6 +32,7 @@ typedef struct rgi_memory_options {
   bool bound_only;   /* choices are judged by the packer's lower bound */
   /* nodes that do not wait for each other may run at once: no reuse between them */
   bool lanes;
+  bool alone; /* whoever looks for a choice starts no thread */
 } rgi_memory_options;
 
 /* Owners that share bytes by in-place reuse form one block: `tensor` is the first, `next` chains

@@ -269,7 +269,7 @@ enum {
   SEARCH_NODES = 2000,
   NARROW_BEAMS = 64,
   REPAIR_STEPS = 8,
-  REPAIR_WITHIN = 1
+  REPAIR_WITHIN = 256
 };
 
 /* Of the searches of a cycle, those that try for a capacity between goal and peak. The
@@ -364,6 +364,7 @@ static rg_status solve_part(part *x, int64_t target, const rgi_stop *stop, int64
       verdict =
           rgi_repair_run(x->repair, capacity, steps, stop, x->offset, scratch, &x->repair_steps);
       x->repair_misses = verdict == RGI_FOUND ? 0 : x->repair_misses + 1;
+      if (x->within) rounds = 0;
       break;
     }
     }

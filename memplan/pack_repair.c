@@ -14,7 +14,9 @@
 /* Weights: of a piece of average area at first, what they grow by for each time (a share of the
  * first weight), the most; how many steps a piece that displaced others stays at most, and how much
  * heavier it is until then. */
-enum { AVERAGE = 1000, SHARE = 4, STAYS = 3, STAYING = 1024 };
+enum { AVERAGE = 100000, SHARE = 4, STAYS = 3, STAYING = 4 };
+/* Up to so many units of capacity changes are noted by place: nothing need be sorted. */
+enum { PLACES = 4096 };
 static const int64_t most_weight = INT64_C(1) << 36;
 
 typedef struct edge { /* where the weight of what is displaced changes */
@@ -29,8 +31,12 @@ struct rgi_repair {
   int32_t *out, *where;    /* [n] what is out; where in `out` a piece is, -1: it is placed */
   int32_t nout;
   edge *edge; /* [2 * most neighbours + 1] */
+  /* the same by place, where there are few: what changes there, and where anything does */
+  int64_t *by;
+  uint64_t *marked;
+  bool by_place;
   uint64_t state;
-  int64_t work; /* of a step */
+  int64_t work; /* of a step, by place */
 };
 
 /* Shell's sort: no calls, and a few hundred at most where it matters. */
@@ -62,12 +68,59 @@ static int32_t take_heaviest(rgi_repair *h) {
   return u;
 }
 
-/* Where u displaces the least weight: *least. Of places that cost nothing, the tightest. */
+/* Where a piece displaces the least, as far as has been looked: anywhere in from … to. */
+typedef struct best {
+  int64_t weight, from, to;
+  uint64_t tie;
+} best;
+
+/* Anywhere in from … to it displaces the weight `now`. Of places that cost nothing, the
+ * tightest. */
+static void look_at(rgi_repair *h, int64_t from, int64_t to, int64_t now, best *x) {
+  if (to < from || now > x->weight) return;
+  const uint64_t tie = now > 0 ? rgi_next_random(&h->state) : (uint64_t)(to - from);
+  if (now < x->weight || tie < x->tie) *x = (best){now, from, to, tie};
+}
+
+static void note(rgi_repair *h, int32_t *k, int64_t at, int64_t by) {
+  if (!h->by_place) {
+    h->edge[(*k)++] = (edge){at, by};
+    return;
+  }
+  h->by[at] += by;
+  h->marked[at >> 6] |= UINT64_C(1) << (at & 63);
+}
+
+/* Goes through what was noted by place, up to the last one, and forgets it. */
+static void look_by_place(rgi_repair *h, int64_t last, int64_t now, best *x) {
+  int64_t from = 0;
+  for (int64_t w = 0; w <= last >> 6; w++)
+    for (; h->marked[w]; h->marked[w] &= h->marked[w] - 1) {
+      const int64_t at = w * 64 + __builtin_ctzll(h->marked[w]);
+      look_at(h, from, at - 1, now, x);
+      from = at;
+      now += h->by[at];
+      h->by[at] = 0;
+    }
+  look_at(h, from, last, now, x);
+}
+
+static void look_by_edge(rgi_repair *h, int32_t k, int64_t last, int64_t now, best *x) {
+  int64_t from = 0;
+  sort_edges(h->edge, k);
+  h->edge[k] = (edge){last + 1, 0};
+  for (int32_t i = 0; i <= k; i++) {
+    look_at(h, from, h->edge[i].at - 1, now, x);
+    from = h->edge[i].at;
+    now += h->edge[i].by;
+  }
+}
+
+/* Where u displaces the least weight: *least. */
 static int64_t find_place(rgi_repair *h, int32_t u, int64_t step, int64_t *least) {
   const rgi_packing *p = h->p;
   const int64_t size = p->piece[u].size, limit = h->limit[u];
-  int64_t now = 0, from = 0, best_from = 0, best_to = 0;
-  uint64_t best_tie = 0;
+  int64_t now = 0;
   int32_t k = 0;
   for (int64_t i = p->near_begin[u]; i < p->near_begin[u + 1]; i++) {
     const int32_t v = p->near[i];
@@ -77,23 +130,16 @@ static int64_t find_place(rgi_repair *h, int32_t u, int64_t step, int64_t *least
     if (begin <= 0)
       now += weight;
     else if (begin <= limit)
-      h->edge[k++] = (edge){begin, weight};
-    if (end <= limit) h->edge[k++] = (edge){end, -weight};
+      note(h, &k, begin, weight);
+    if (end <= limit) note(h, &k, end, -weight);
   }
-  sort_edges(h->edge, k);
-  h->edge[k] = (edge){limit + 1, 0};
-  *least = INT64_MAX;
-  for (int32_t i = 0; i <= k; i++) { /* anywhere in from … to it displaces the weight `now` */
-    const int64_t to = h->edge[i].at - 1;
-    if (to >= from && now <= *least) {
-      const uint64_t tie = now > 0 ? rgi_next_random(&h->state) : (uint64_t)(to - from);
-      if (now < *least || tie < best_tie)
-        *least = now, best_tie = tie, best_from = from, best_to = to;
-    }
-    from = to + 1;
-    now += h->edge[i].by;
-  }
-  return best_from == 0 || rgi_next_random(&h->state) % 2 == 0 ? best_from : best_to;
+  best x = {.weight = INT64_MAX};
+  if (h->by_place)
+    look_by_place(h, limit, now, &x);
+  else
+    look_by_edge(h, k, limit, now, &x);
+  *least = x.weight;
+  return x.from == 0 || rgi_next_random(&h->state) % 2 == 0 ? x.from : x.to;
 }
 
 /* Puts u in, in place of what is there. */
@@ -117,6 +163,8 @@ rgi_verdict rgi_repair_run(rgi_repair *h, int64_t capacity, int64_t steps, const
   enum { ASKS = 64 };
   const rgi_packing *p = h->p;
   h->nout = 0;
+  h->by_place = capacity / p->unit < PLACES;
+  const int64_t work = h->by_place ? h->work : 4 * h->work;
   for (int32_t i = 0; i < p->n; i++) {
     const int64_t bytes = rgi_piece_bytes(p, i);
     if (bytes > capacity) return RGI_NONE;
@@ -129,7 +177,7 @@ rgi_verdict rgi_repair_run(rgi_repair *h, int64_t capacity, int64_t steps, const
   }
   int64_t step = 0;
   while (h->nout > 0 && step < steps) {
-    if (step++ % ASKS == ASKS - 1 && rgi_stops(stop, ASKS * h->work)) break;
+    if (step++ % ASKS == ASKS - 1 && rgi_stops(stop, ASKS * work)) break;
     put_in(h, take_heaviest(h), step);
   }
   *explored += step;
@@ -146,7 +194,7 @@ rg_status rgi_repair_create(const rgi_packing *p, rgi_repair **out, rg_error *e)
   memset(h, 0, sizeof *h);
   h->p = p;
   h->state = (uint64_t)p->n;
-  h->work = 500 + 70 * p->near_begin[n] / p->n;
+  h->work = 125 + 18 * p->near_begin[n] / p->n;
   for (size_t i = 0; i < n; i++)
     if (p->near_begin[i + 1] - p->near_begin[i] > most)
       most = p->near_begin[i + 1] - p->near_begin[i];
@@ -157,11 +205,15 @@ rg_status rgi_repair_create(const rgi_packing *p, rgi_repair **out, rg_error *e)
       !(h->stays = rgi_malloc(p->ctx, n * sizeof *h->stays)) ||
       !(h->out = rgi_malloc(p->ctx, n * sizeof *h->out)) ||
       !(h->where = rgi_malloc(p->ctx, n * sizeof *h->where)) ||
+      !(h->by = rgi_malloc(p->ctx, PLACES * sizeof *h->by)) ||
+      !(h->marked = rgi_malloc(p->ctx, PLACES / 64 * sizeof *h->marked)) ||
       !(h->edge = rgi_malloc(p->ctx, (2 * (size_t)most + 1) * sizeof *h->edge))) {
     rgi_repair_destroy(h);
     *out = NULL;
     return rgi_nomem(e);
   }
+  memset(h->by, 0, PLACES * sizeof *h->by);
+  memset(h->marked, 0, PLACES / 64 * sizeof *h->marked);
   double total = 0;
   for (int32_t i = 0; i < p->n; i++)
     total += (double)p->piece[i].size * (p->piece[i].last - p->piece[i].first + 1);
@@ -174,7 +226,8 @@ rg_status rgi_repair_create(const rgi_packing *p, rgi_repair **out, rg_error *e)
 
 void rgi_repair_destroy(rgi_repair *h) {
   if (!h) return;
-  void *all[] = {h->offset, h->limit, h->first, h->weight, h->stays, h->out, h->where, h->edge};
+  void *all[] = {h->offset, h->limit, h->first, h->weight, h->stays,
+                 h->out,    h->where, h->edge,  h->by,     h->marked};
   for (int i = 0; i < RGI_COUNT(all); i++) rgi_free(h->p->ctx, all[i]);
   rgi_free(h->p->ctx, h);
 }

@@ -46,6 +46,10 @@ static int cpu_level(void) {
 #endif
 }
 
+bool rgi_plain_malloc(const rg_context *ctx) {
+  return ctx->host.alloc == plain_alloc;
+}
+
 rg_status rg_context_create(const rg_allocator *host, rg_context **out, rg_error *error) {
   if (!out)
     return rgi_fail(error, RG_E_USAGE, NULL, NULL,

@@ -461,7 +461,10 @@ static rg_status prove(rgi_chooser *c, rgi_bound *bound, rg_error *e) {
   int64_t far = FAR_PLAN - c->m->spent;
   if (far > FAR_PROOF) far = FAR_PROOF;
   const int64_t more = far > work ? far - work : 0;
-  RGI_TRY(rgi_prove(&open, bound, work, more, e));
+  if (is_far(c)) RGI_TRY(rgi_beside_open(&open, &open.beside, e));
+  const rg_status status = rgi_prove(&open, bound, work, more, e);
+  rgi_beside_close(open.beside);
+  RGI_TRY(status);
   c->m->spent = 0;
   c->best_ms = open.best_ms;
   c->bound_ms = open.bound_ms;

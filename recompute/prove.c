@@ -8,8 +8,9 @@
    places that are left.
 
    What the program would choose, in whole candidates, rarely has room: every other time that is
-   mended by flips until it has, which finds better choices than a search from anywhere else. Where
-   memplan refuses those, the next ones get less room.
+   mended by flips until it has (mend.c), which finds better choices than a search from anywhere
+   else. Where memplan refuses those, the next ones get less room. Where the best is far, beside.c
+   looks for better ones at the same time, from what the program chooses.
  */
 #include "rows.h"
 #include <math.h>
@@ -17,10 +18,8 @@
 enum {
   FIRST_ROUNDS = 200,
   ROUNDS = 12,
-  CUTS = 20,  /* rounds of them, at the first place */
-  PART = 5,   /* of the packer's work: for a first word on a choice */
-  FLIPS = 48, /* that a choice is mended by */
-  STIRS = 4,  /* a candidate, where no flip brings it nearer */
+  CUTS = 20, /* rounds of them, at the first place */
+  PART = 5,  /* of the packer's work: for a first word on a choice */
   KNOWN_REFUSED = 16,
   STEP = 256,     /* part of the budget by which choices get less room, and … */
   NARROWEST = 12, /* … how often */
@@ -49,12 +48,6 @@ typedef struct place {
   uint64_t set[]; /* what is computed again, what is open */
 } place;
 
-typedef struct point {
-  int64_t figure;
-  double excess; /* bytes above the room, at all places together */
-  double ms;
-} point;
-
 typedef struct proof {
   rgi_chooser *c;
   rgi_model *m;
@@ -69,8 +62,7 @@ typedef struct proof {
     double sum;
     int n;
   } * gain[2], mean[2]; /* per candidate and way: what deciding it adds, of all that was open */
-  uint64_t random;
-  int64_t room;                     /* for choices that are mended */
+  rgi_mender mend;
   int64_t all, mending;             /* work, and what went into that */
   uint64_t *refused[KNOWN_REFUSED]; /* of the choices that were mended last */
   int nvisit, narrow, nrefused;
@@ -147,95 +139,6 @@ static rg_status consider(proof *p, const uint64_t *set, verdict *v, rg_error *e
   return RG_OK;
 }
 
-/* ---- from what the program would choose to what has room ---- */
-
-static point look(proof *p, const uint64_t *set) {
-  const int64_t work = rgi_replay_work(p->m) * 3 / 2; /* of what hardly fits: more is made again */
-  p->work -= work;
-  p->mending += work;
-  const rgi_taken x = rgi_replay_run(p->m->replay, set, p->used);
-  const int64_t figure = rgi_figure(p->c, x), over = figure - p->room;
-  return (point){figure,
-                 over <= 0        ? 0
-                 : p->c->of_saved ? (double)over
-                                  : (double)rgi_replay_excess(
-                                        p->m->replay, x.peak - x.saved - p->m->mem.comm - over),
-                 rgi_model_ms(p->m, p->used) + x.wait_ms};
-}
-
-static void flip(uint64_t *set, int c) {
-  if (rgi_has(set, c))
-    rgi_drop(set, c);
-  else
-    rgi_put(set, c);
-}
-
-/* The flip that takes away the most bytes for its time; false: none does, within what is best. */
-static bool flip_best(proof *p, uint64_t *set, point *now) {
-  int best = -1;
-  double most = 0;
-  point then = *now;
-  for (int i = 0; i < p->c->nfree; i++) {
-    flip(set, p->c->free[i]);
-    const point x = look(p, set);
-    flip(set, p->c->free[i]);
-    const double bytes = now->excess - x.excess, ms = fmax(x.ms - now->ms, 0) + 1e-3 * p->m->all_ms;
-    if (x.ms >= p->best || bytes <= most * ms) continue;
-    most = bytes / ms;
-    best = p->c->free[i];
-    then = x;
-  }
-  if (best < 0) return false;
-  flip(set, best);
-  *now = then;
-  return true;
-}
-
-static int draw(proof *p, int n) {
-  p->random = p->random * 6364136223846793005u + 1442695040888963407u;
-  return (int)((p->random >> 33) % (uint64_t)n);
-}
-
-/* Two or three flips at once, near each other or far apart; false: none of so many brings it
- * nearer. */
-static bool stir(proof *p, uint64_t *set, point *now) {
-  const int n = p->c->nfree;
-  for (int left = STIRS * n; left > 0; left--) {
-    int of[3], count = 2 + draw(p, 2), reach = draw(p, 2) ? n : n < 8 ? n : 8;
-    of[0] = draw(p, n);
-    for (int k = 1; k < count; k++) of[k] = (of[k - 1] + 1 + draw(p, reach)) % n;
-    for (int k = 0; k < count; k++) flip(set, p->c->free[of[k]]);
-    const point x = look(p, set);
-    const double before = now->excess;
-    if (x.ms < p->best && x.excess <= before) {
-      *now = x;
-      if (x.excess < before) return true;
-    } else {
-      for (int k = 0; k < count; k++) flip(set, p->c->free[of[k]]);
-    }
-  }
-  return false;
-}
-
-/* Flips until there is room, then keeps what can be; false: there is none. */
-static bool mend(proof *p, uint64_t *set) {
-  point now = look(p, set);
-  if (now.ms >= p->best) return false;
-  for (int left = FLIPS; now.figure > p->room; left--)
-    if (!left || (!flip_best(p, set, &now) && !stir(p, set, &now))) return false;
-  for (int i = 0; i < p->c->nfree; i++) {
-    const int c = p->c->free[i];
-    if (!rgi_has(set, c)) continue;
-    rgi_drop(set, c);
-    const point x = look(p, set);
-    if (x.figure > p->room || x.ms > now.ms)
-      rgi_put(set, c);
-    else
-      now = x;
-  }
-  return now.ms < p->best;
-}
-
 /* ---- bounds and branches ---- */
 
 /* So many of what is open have to be computed again that the dearest of them come to the bound: the
@@ -261,8 +164,12 @@ static double bound_of(proof *p, place *x, int rounds, int cuts) {
 /* Where memplan refuses what has room the next has less; where nothing better has room, more. */
 static rg_status try_mended(proof *p, rg_error *e) {
   verdict v = NOT_ASKED;
-  p->room = p->c->budget - p->c->budget / STEP * p->narrow;
-  const bool any = mend(p, p->trial);
+  const int64_t before = p->mend.work;
+  p->mend.room = p->c->budget - p->c->budget / STEP * p->narrow;
+  p->mend.best = p->best;
+  const bool any = rgi_mend(&p->mend, p->trial);
+  p->work -= p->mend.work - before;
+  p->mending += p->mend.work - before;
   bool known = false;
   for (int i = 0; i < KNOWN_REFUSED && any; i++)
     known |= rgi_model_same(p->m, p->refused[i], p->trial);
@@ -403,6 +310,7 @@ static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
     if (rgi_has(open_of(p, x), p->c->free[i]) && p->rows->value[p->c->free[i]] >= 0.5)
       rgi_put(p->trial, p->c->free[i]);
   if (!rgi_model_same(p->m, p->trial, again_of(x))) RGI_TRY(consider(p, p->trial, &v, e));
+  if (p->c->beside) rgi_beside_offer(p->c->beside, p->trial);
   if (p->nvisit++ % MENDS == 0 && p->mending <= MENDING + (p->all - p->work) / 2)
     RGI_TRY(try_mended(p, e));
   double bound[2];
@@ -413,11 +321,20 @@ static rg_status visit(proof *p, place *x, place **next, rg_error *e) {
   return RG_OK;
 }
 
+/* Takes what was found beside this. */
+static rg_status meet(proof *p, bool last, rg_error *e) {
+  if (!p->c->beside) return RG_OK;
+  RGI_TRY(rgi_beside_meet(p->c->beside, p->c, p->all - p->work, last, e));
+  p->best = fmin(p->best, p->c->best_ms * (1 - 1e-9));
+  return RG_OK;
+}
+
 static rg_status search(proof *p, place *first, rg_error *e) {
   double least = INFINITY;
   int popped = 0;
   for (place *next = first; next || p->nheap > 0;) {
     if (!next) next = pop(p), popped++;
+    RGI_TRY(meet(p, false, e));
     if (p->work <= 0 && p->best - next->bound > FAR * p->m->all_ms) {
       p->work += p->more;
       p->all += p->more;
@@ -438,6 +355,7 @@ static rg_status search(proof *p, place *first, rg_error *e) {
       next = NULL;
     }
   }
+  if (least < p->best) RGI_TRY(meet(p, true, e));
   if (p->nheap > 0) least = fmin(least, p->heap[0]->bound);
   least = fmin(least, p->lost);
   p->c->bound_ms = fmax(p->c->bound_ms, fmin(least, p->c->best_ms));
@@ -452,14 +370,14 @@ rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, int64_
   p.arena = rgi_arena_create(c->m->g->ctx);
   if (!p.arena) return rgi_nomem(e);
   p.best = c->best_ms * (1 - 1e-9);
-  p.room = c->budget;
+  p.mend = (rgi_mender){.c = c, .m = c->m};
   p.all = work;
   RGI_GOTO(status, rgi_rows_open(rgi_bound_parts(bound), p.arena, &p.rows, e), done);
   p.size = sizeof(place) + 2 * (size_t)p.m->words * sizeof(uint64_t);
   p.heap = rgi_alloc_n(p.arena, MOST_PLACES + 2, sizeof *p.heap);
   p.spare = rgi_alloc_n(p.arena, MOST_PLACES + 8, sizeof *p.spare);
   p.trial = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof *p.trial);
-  p.used = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof *p.used);
+  p.used = p.mend.used = rgi_alloc_n(p.arena, (size_t)p.m->words, sizeof *p.used);
   for (int again = 0; again < 2; again++)
     p.gain[again] = rgi_alloc_n(p.arena, (size_t)p.m->ncandidate + 1, sizeof *p.gain[again]);
   p.cheapest = rgi_alloc_n(p.arena, (size_t)c->nfree + 1, sizeof *p.cheapest);

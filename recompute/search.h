@@ -160,7 +160,8 @@ typedef struct rgi_chooser {
   /* candidates that are kept, and computed again, in some set of less time than best_ms, for all
    * that rgi_bound_find() knows; NULL: nobody asks */
   uint64_t *may[2];
-  int64_t explored; /* sets that were packed */
+  int64_t explored;          /* sets that were packed */
+  struct rgi_beside *beside; /* who looks for better choices while this is proved, or NULL */
 } rgi_chooser;
 
 static inline int64_t rgi_figure(const rgi_chooser *c, rgi_taken x) {
@@ -193,6 +194,33 @@ rg_status rgi_bound_find(rgi_bound *b, rg_error *e);
  * and where it is far from that so much more. */
 rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, int64_t more,
                     rg_error *e);
+
+/* ---- mend.c: from a choice to one that has room ---- */
+
+typedef struct rgi_mender {
+  rgi_chooser *c;
+  rgi_model *m;
+  int64_t room; /* what a choice may take as the replay sees it */
+  double best;  /* what takes so long is no good */
+  int64_t work; /* done */
+  uint64_t random, *used;
+} rgi_mender;
+int rgi_mender_draw(rgi_mender *x, int n);
+/* Flips until there is room, then keeps what can be; false: there is none, below the best. */
+bool rgi_mend(rgi_mender *x, uint64_t *set);
+
+/* ---- beside.c: better choices while a proof is at work ---- */
+
+typedef struct rgi_beside rgi_beside;
+/* On a thread of its own, unless mem.alone or the host's allocator is the caller's; the choice is
+ * the same. */
+rg_status rgi_beside_open(const rgi_chooser *c, rgi_beside **out, rg_error *e);
+void rgi_beside_close(rgi_beside *b); /* NULL is fine */
+/* The proof has done so much work: where that is as much as is done beside it between two meetings,
+ * both go on from the better of their choices. `last`: only what was begun is done. */
+rg_status rgi_beside_meet(rgi_beside *b, rgi_chooser *c, int64_t work, bool last, rg_error *e);
+/* A choice from which to look, from the next meeting on. */
+void rgi_beside_offer(rgi_beside *b, const uint64_t *set);
 
 /* Visits the subsets of cost[0 … n), n <= RGI_EXACT_LIMIT, in order of their sum, until it returns
  * false. */

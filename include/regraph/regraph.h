@@ -271,6 +271,8 @@ typedef struct rg_plan_options {
   bool no_lanes;
   /* fuse pass off: a gradient of several branches is computed for all of them at once */
   bool no_fuse;
+  /* a budget's plan is looked for on one core, not two; it is the same, and takes longer */
+  bool plan_alone;
   /* Time limit for the exact packer; 0: so much work instead, some 2 s of it, and then the same
    * spec and policy give the same plan on every machine. */
   double pack_seconds;

@@ -69,7 +69,7 @@ class PlanOptions(Options):
                 ("device", c_char_p), ("profile_path", c_char_p),
                 ("threads", c_int), ("no_grad", c_bool), ("no_reuse", c_bool),
                 ("no_inplace", c_bool), ("no_lanes", c_bool), ("no_fuse", c_bool),
-                ("pack_seconds", c_double),
+                ("plan_alone", c_bool), ("pack_seconds", c_double),
                 ("progress", c_void_p), ("progress_user", c_void_p), ("cp", c_int64)]
 
 

@@ -283,7 +283,7 @@ class Plan(_Constant):
                  device: str = "cpu", profile: str | os.PathLike | None = None, threads: int = 0,
                  no_grad: bool = False, no_reuse: bool = False, no_inplace: bool = False,
                  no_lanes: bool = False, no_fuse: bool = False, pack_seconds: float = 0.0,
-                 cp: int = 0, **dims: int):
+                 cp: int = 0, plan_alone: bool = False, **dims: int):
         if isinstance(spec, (str, os.PathLike, dict)):
             spec = Spec(spec)
         _expect(Spec, spec, "a plan")
@@ -296,7 +296,7 @@ class Plan(_Constant):
             set=array, nset=count, device=device.encode(),
             profile_path=profile and os.fsencode(profile), threads=threads, no_grad=no_grad,
             no_reuse=no_reuse, no_inplace=no_inplace, no_lanes=no_lanes, no_fuse=no_fuse,
-            pack_seconds=pack_seconds, cp=cp)
+            plan_alone=plan_alone, pack_seconds=pack_seconds, cp=cp)
         with _places(spec, policy):
             handle = _lib.create("rg_plan_create", spec.handle, policy and policy.handle,
                                  ctypes.byref(options))

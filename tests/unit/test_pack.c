@@ -1,6 +1,6 @@
 /* tests/unit/test_pack.c: the packer against brute force, its promises on seeded
  * instances, and the CSV command. */
-#include "memplan/pack.h"
+#include "memplan/pack_internal.h"
 #include "tests/harness/pack_instances.h"
 #include "tests/harness/pack_tight.h"
 #include "tests/harness/round.h"
@@ -173,12 +173,12 @@ Test(pack, the_limit_is_kept) {
 }
 
 /* A planner asks whether a choice fits, a block above what is alive at once: of so much work repair
- * says yes, where depth first and beams need five times as much. */
+ * says yes, where depth first and beams need twenty times as much. */
 Test(pack, what_fits_is_soon_found) {
   enum { N = sizeof pack_tight / sizeof *pack_tight };
   rg_buffer b[N];
   rg_pack_result r;
-  int64_t work = 400000000, peak;
+  int64_t work = 100000000, peak;
   for (int i = 0; i < N; i++)
     b[i] = (rg_buffer){pack_tight[i][0], pack_tight[i][1], (int64_t)pack_tight[i][2] << 14, 0};
   const rg_pack_options o = {.align = 256, .capacity = 115 << 14};
@@ -186,6 +186,39 @@ Test(pack, what_fits_is_soon_found) {
   cr_assert(pack_valid(b, N, 256, &peak));
   cr_assert_leq(peak, o.capacity);
   cr_assert_gt(work, 0);
+}
+
+/* Repair notes what changes where by place if there are few, else it sorts: the same blocks,
+ * larger, go to the same places. */
+Test(pack, repair_by_place_or_sorted) {
+  enum { N = sizeof pack_tight / sizeof *pack_tight };
+  static const int64_t unit[] = {1, 4096};
+  static rgi_piece piece[N];
+  static int32_t near[N * N];
+  static int64_t begin[N + 1], from[N], offset[2][N];
+  int64_t steps[2] = {0};
+  rgi_verdict verdict[2];
+  for (int k = 0; k < 2; k++) {
+    rgi_repair *h;
+    rgi_packing p = {ctx, .n = N, .piece = piece, .near = near, .near_begin = begin, .unit = 1};
+    for (int i = 0, n = 0; i < N; i++, begin[i] = n) {
+      piece[i] = (rgi_piece){(int32_t)pack_tight[i][0], (int32_t)pack_tight[i][1] - 1, i,
+                             pack_tight[i][2] * unit[k], 0};
+      for (int j = 0; j < N; j++)
+        if (j != i && pack_tight[j][0] < pack_tight[i][1] && pack_tight[i][0] < pack_tight[j][1])
+          near[n++] = j;
+      from[i] = 1000 * unit[k];
+    }
+    cr_assert_eq(rgi_repair_create(&p, &h, NULL), RG_OK);
+    int64_t work = INT64_MAX;
+    const rgi_stop stop = {0, &work};
+    verdict[k] = rgi_repair_run(h, 116 * unit[k], 2000000, &stop, from, offset[k], &steps[k]);
+    rgi_repair_destroy(h);
+  }
+  cr_assert_eq(verdict[0], RGI_FOUND);
+  cr_assert_eq(verdict[1], RGI_FOUND);
+  cr_assert_eq(steps[0], steps[1]);
+  for (int i = 0; i < N; i++) cr_assert_eq(offset[1][i], offset[0][i] * unit[1]);
 }
 
 /* Where work is the limit, what is found when it ends depends on no clock: plans of one spec are
