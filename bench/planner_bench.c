@@ -1,6 +1,7 @@
 /* bench/planner_bench.c: how far from the best a plan under a budget may be, and how long it takes.
 
-       planner_bench [FAMILY…]      chains, models, random, host; default: all of them
+       planner_bench [FAMILY…]      chains, models, random, host; default: all of them; a number:
+                                    that one of random's
 
    A row a graph and device: the worst gap (of the whole time; 0 where proved), the longest plan and
    the longest that is no least, over budgets from the least to what everything kept takes, and how
@@ -15,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+enum { EACH = 12, SEEDS = 5 * EACH }; /* random graphs: of a size; in all */
 
 typedef struct subject {
   char name[64];
@@ -195,13 +198,10 @@ static void random_of(int seed, int candidates, int reach, const char *device) {
 }
 
 /* Each size with values read far and near, on either device. */
-static void random_graphs(const char *const *device) {
+static void random_seed(int seed, const char *const *device) {
   static const int size[] = {30, 60, 100, 142, 200}, reach[] = {0, 48, 12, 4};
-  for (int k = 0, seed = 0; k < RGI_COUNT(size); k++)
-    for (int i = 0; i < 12; i++, seed++) {
-      const int r = reach[i / 2 % 4];
-      random_of(seed, size[k], r || size[k] <= 60 ? r : size[k], device[i % 2]);
-    }
+  const int n = size[seed / EACH], i = seed % EACH, r = reach[i / 2 % 4];
+  random_of(seed, n, r || n <= 60 ? r : n, device[i % 2]);
 }
 
 int main(int argc, char **argv) {
@@ -221,7 +221,9 @@ int main(int argc, char **argv) {
         for (int layers = 12; layers <= 48; layers += 36)
           model("nsa_model", layers, layers == 12 ? 8192 : 4096, device[d], NULL);
     } else if (strcmp(what, "random") == 0) {
-      random_graphs(device);
+      for (int seed = 0; seed < SEEDS; seed++) random_seed(seed, device);
+    } else if (*what && strspn(what, "0123456789") == strlen(what) && atoi(what) < SEEDS) {
+      random_seed(atoi(what), device);
     } else if (strcmp(what, "host") == 0) {
       model("nsa_model", 12, 8192, "cuda", "40GiB");
       model("nsa_model", 48, 4096, "cuda", "200GiB");
