@@ -16,6 +16,9 @@
 enum { MOST_PIVOTS = 4, SPARE_PIVOTS = 200 /* of a solution: a row, and beside that */ };
 static const double NEAR = 1e-7, TINY = 1e-9, ZERO = 1e-13, TILT = 1e-5, LIFT = 1e-7, OFF = 1e-6,
                     SLACK = 1e-9, LEAST_NORM = 1e-4, LISTED = 1e-300;
+/* Of a row that nothing can bring in, how far it is out at least: prices go up by what they are to
+ * come to over that, and with them what rounding makes of their sum. */
+static const double LEAST_GAIN = 1e-5;
 /* What stands for no bound at all, and a price that is none beside it. */
 static const double FAR = 1e7, NO_PRICE = 1e-9;
 
@@ -510,7 +513,7 @@ static double run(rgi_simplex *s, int pivots, double most) {
     double gain = fabs(out);
     bool none;
     const int q = enters(s, n, &passed, &gain, &none);
-    if (none && gain > NEAR) return go_up(s, out, gain, most);
+    if (none && gain > LEAST_GAIN) return go_up(s, out, gain, most);
     if (none) break;
     memset(s->along, 0, (size_t)s->m * sizeof *s->along);
     add_column(s, s->along, q, 1);
