@@ -161,6 +161,8 @@ static void *run(void *arg) {
 
 rg_status rgi_beside_open(const rgi_chooser *c, rgi_beside **out, rg_error *e) {
   const rgi_model *m = c->m;
+  *out = NULL;
+  if (c->nfree == 0) return RG_OK;
   rgi_beside *b = *out = rgi_malloc(m->g->ctx, sizeof *b);
   if (!b) return rgi_nomem(e);
   memset(b, 0, sizeof *b);

@@ -213,7 +213,7 @@ bool rgi_mend(rgi_mender *x, uint64_t *set);
 
 typedef struct rgi_beside rgi_beside;
 /* On a thread of its own, unless mem.alone or the host's allocator is the caller's; the choice is
- * the same. */
+ * the same. NULL where nothing is free. */
 rg_status rgi_beside_open(const rgi_chooser *c, rgi_beside **out, rg_error *e);
 void rgi_beside_close(rgi_beside *b); /* NULL is fine */
 /* The proof has done so much work: where that is as much as is done beside it between two meetings,

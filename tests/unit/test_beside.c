@@ -68,6 +68,12 @@ Test(beside, alone_or_not) {
   for (int k = 0; k <= MEETINGS; k++) cr_assert_eq(x.ms[k], y.ms[k], "at meeting %d", k);
   cr_assert_eq(memcmp(x.set, y.set, sizeof x.set), 0);
   cr_assert_eq(x.explored, y.explored);
+  rgi_chooser none;
+  rgi_beside *nobody;
+  must(rgi_chooser_init(&none, m, &err), "chooser");
+  none.nfree = 0;
+  must(rgi_beside_open(&none, &nobody, &err), "beside");
+  cr_assert_null(nobody, "there is nothing to look for");
   rgi_model_destroy(m);
   rgi_profile_destroy(profile);
   rgi_graph_destroy(g);
