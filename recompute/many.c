@@ -17,8 +17,8 @@
 static const int64_t LEAST_WORK = 60000000, DROP_WORK = 60000000, SWAP_WORK = 80000000;
 /* … and in steps of some 10 ns. A proof has what the rest leaves of a plan's work, within bounds;
  * where that ends far from the best, so much. */
-static const int64_t PLAN_WORK = 800000000, LEAST_PROOF = 280000000, MOST_PROOF = 480000000,
-                     FAR_PLAN = 1000000000, FAR_PROOF = 450000000;
+static const int64_t PLAN_WORK = 800000000, LEAST_PROOF = 280000000, MOST_PROOF = 420000000,
+                     FAR_PLAN = 900000000, FAR_PROOF = 400000000;
 enum {
   STARTS = 8,
   MOST_PERIOD = 64,
