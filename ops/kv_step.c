@@ -11,17 +11,10 @@ static const rg_port in[] = {
     {"v", "T,KH,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "values of this step"},
     {"cu_seqlens", "B1", RG_PORT_SEQLENS, RG_D(RG_I32), 0, -1, "starts of the sequences"},
     RGI_PAGED_IN,
-    {"k_cache", "P,page,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "keys in pages"},
-    {"v_cache", "P,page,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "values in pages"},
-    {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed keys, R = page/stride"},
-    {"v_cmp", "P,R,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed values"},
-    {"rows", "*", RG_PORT_OPTIONAL, RG_D_FLOAT | RG_D(RG_I32), 0, -1, "as kv_compress's"},
+    RGI_KV_STATE_IN,
 };
 static const rg_port out[] = {
-    {"k_cache", "P,page,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with this step's"},
-    {"v_cache", "P,page,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with this step's"},
-    {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with the new blocks"},
-    {"v_cmp", "P,R,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with the new blocks"},
+    RGI_KV_STATE_OUT,
 };
 
 static void cost(const rg_call *c, rg_cost *sum) {

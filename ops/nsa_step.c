@@ -10,9 +10,21 @@
 #include "nsa_step.h"
 
 extern const rg_op rgi_op_paged_cmp_topk, rgi_op_paged_slc_swa, rgi_op_kv_append,
-    rgi_op_kv_compress;
+    rgi_op_kv_compress, rgi_op_kv_step;
 
-/* "first.": of paged_cmp_topk, where the other has a port of this name. */
+/* Of both ops. "first.": of paged_cmp_topk, where the other has a port of this name. */
+#define NSA_REST                                                                       \
+  {"first.sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', -1, "as paged_cmp_attn's"},  \
+      {"gate", "T,H,G", RG_PORT_ROWS, RG_D_FLOAT, 'G', -1, "gates of all branches"}, { \
+    "o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1, \
+        "other branches"                                                               \
+  }
+#define NSA_OUT                                                                                  \
+  {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "weighted sum of all branches"},             \
+      {"first.o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "attention over compressed keys"}, \
+      {"first.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "log-sum-exp of that"}, {          \
+    "idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, -1, "chosen blocks"                      \
+  }
 static const rg_port in[] = {
     {"q", "T,H,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "queries; H a multiple of KH"},
     {"first.k_cache", "P,R,KH,D", 0, RG_D_FLOAT, 'C', -1, "compressed keys in pages"},
@@ -20,16 +32,10 @@ static const rg_port in[] = {
     {"k_cache", "P,page,KH,D", 0, RG_D_FLOAT, 'C', -1, "keys in pages, this step's included"},
     {"v_cache", "P,page,KH,E", 0, RG_D_FLOAT, 'C', -1, "values of the same rows"},
     RGI_ATTN_IN_PAGED_SEQ,
-    {"first.sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', -1, "as paged_cmp_attn's"},
-    {"gate", "T,H,G", RG_PORT_ROWS, RG_D_FLOAT, 'G', -1, "gates of all branches"},
-    {"o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1,
-     "other branches"},
+    NSA_REST,
 };
 static const rg_port out[] = {
-    {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "weighted sum of all branches"},
-    {"first.o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "attention over compressed keys"},
-    {"first.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "log-sum-exp of that"},
-    {"idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, -1, "chosen blocks"},
+    NSA_OUT,
 };
 static const char *const acts[] = {"sigmoid", "softmax", "none", NULL};
 static const rg_attr attrs[] = {
@@ -145,34 +151,17 @@ static const rg_port kv_in[] = {
     {"k", "T,KH,D", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "keys of this step"},
     {"v", "T,KH,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "values of this step"},
     RGI_ATTN_IN_PAGED_SEQ,
-    {"k_cache", "P,page,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "keys in pages"},
-    {"v_cache", "P,page,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "values in pages"},
-    {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed keys, R = page/stride"},
-    {"v_cmp", "P,R,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed values"},
-    {"rows", "*", RG_PORT_OPTIONAL, RG_D_FLOAT | RG_D(RG_I32), 0, -1, "as kv_compress's"},
-    {"first.sinks", "H", RG_PORT_OPTIONAL, RG_D_FLOAT, 'S', -1, "as paged_cmp_attn's"},
-    {"gate", "T,H,G", RG_PORT_ROWS, RG_D_FLOAT, 'G', -1, "gates of all branches"},
-    {"o", "T,H,E", RG_PORT_ROWS | RG_PORT_LIST | RG_PORT_OPTIONAL, RG_D_FLOAT, 'F', -1,
-     "other branches"},
+    RGI_KV_STATE_IN,
+    NSA_REST,
 };
 static const rg_port kv_out[] = {
-    {"o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "weighted sum of all branches"},
-    {"first.o", "T,H,E", RG_PORT_ROWS, RG_D_FLOAT, 'F', -1, "attention over compressed keys"},
-    {"first.lse", "T,H", RG_PORT_ROWS, RG_D(RG_F32), 0, -1, "log-sum-exp of that"},
-    {"idx", "T,KH,top_n", RG_PORT_ROWS, RG_D(RG_I32), 0, -1, "chosen blocks"},
-    {"k_cache", "P,page,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with this step's"},
-    {"v_cache", "P,page,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with this step's"},
-    {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with the new blocks"},
-    {"v_cmp", "P,R,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with the new blocks"},
+    NSA_OUT,
+    RGI_KV_STATE_OUT,
 };
 
 static void kv_cost(const rg_call *c, rg_cost *sum) {
-  rgi_part p;
   cost(c, sum);
-  rgi_part_of(c, &rgi_op_kv_append, &p);
-  rgi_part_cost(&p, sum);
-  rgi_part_of(c, &rgi_op_kv_compress, &p);
-  rgi_part_cost(&p, sum);
+  rgi_op_kv_step.cost(c, sum);
 }
 
 static rg_status kv_steps(const rg_call *c, rg_cuda *x) {

@@ -69,4 +69,19 @@ enum { RGI_COPY_CACHE, RGI_COPY_PAGES };
     "pages", "B1-1,M", 0, RG_D(RG_I32), 0, -1, "each sequence's pages, in order"                   \
   }
 
+/* The state of a step that appends and compresses: before, and after. */
+/* clang-format off */
+#define RGI_KV_STATE_IN                                                                            \
+  {"k_cache", "P,page,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "keys in pages"},                 \
+  {"v_cache", "P,page,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "values in pages"},               \
+  {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed keys, R = page/stride"},   \
+  {"v_cmp", "P,R,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "compressed values"},                  \
+  {"rows", "*", RG_PORT_OPTIONAL, RG_D_FLOAT | RG_D(RG_I32), 0, -1, "as kv_compress's"}
+#define RGI_KV_STATE_OUT                                                                           \
+  {"k_cache", "P,page,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with this step's"},     \
+  {"v_cache", "P,page,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with this step's"},     \
+  {"k_cmp", "P,R,KH,D", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with the new blocks"},       \
+  {"v_cmp", "P,R,KH,E", RG_PORT_STATE, RG_D_FLOAT, 'C', -1, "the same with the new blocks"}
+/* clang-format on */
+
 #endif

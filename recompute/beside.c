@@ -73,23 +73,23 @@ static bool has(const rgi_beside *b, const ring *r, const uint64_t *set) {
 
 /* The best with a few candidates kept, near each other or far apart. */
 static void keep_some(rgi_beside *b) {
-  const int n = b->c.nfree, count = 1 + rgi_mender_draw(&b->mend, KEEPS),
-            reach = rgi_mender_draw(&b->mend, 2) || n < 16 ? n : 16;
-  int at = rgi_mender_draw(&b->mend, n);
+  const int n = b->c.nfree, count = 1 + rgi_draw(&b->mend.random, KEEPS),
+            reach = rgi_draw(&b->mend.random, 2) || n < 16 ? n : 16;
+  int at = rgi_draw(&b->mend.random, n);
   memcpy(b->trial, b->c.best, (size_t)b->c.m->words * sizeof *b->trial);
   for (int k = 0; k < count; k++) {
     for (int i = 0; i < n && !rgi_has(b->trial, b->c.free[at]); i++) at = (at + 1) % n;
     rgi_drop(b->trial, b->c.free[at]);
-    at = (at + 1 + rgi_mender_draw(&b->mend, reach)) % n;
+    at = (at + 1 + rgi_draw(&b->mend.random, reach)) % n;
   }
 }
 
 static void vary_offer(rgi_beside *b) {
   const ring *r = &b->offered;
-  const uint64_t *set = r->set[rgi_mender_draw(&b->mend, r->n)];
+  const uint64_t *set = r->set[rgi_draw(&b->mend.random, r->n)];
   memcpy(b->trial, set, (size_t)b->c.m->words * sizeof *set);
-  for (int k = rgi_mender_draw(&b->mend, KEEPS + 1); k > 0; k--) {
-    const int i = b->c.free[rgi_mender_draw(&b->mend, b->c.nfree)];
+  for (int k = rgi_draw(&b->mend.random, KEEPS + 1); k > 0; k--) {
+    const int i = b->c.free[rgi_draw(&b->mend.random, b->c.nfree)];
     if (rgi_has(b->trial, i))
       rgi_drop(b->trial, i);
     else
@@ -111,7 +111,7 @@ static rg_status look_further(rgi_beside *b, rg_error *e) {
   int64_t over = RGI_ALIGN;
   if (b->refusals == 0) {
     b->room = c->budget;
-    if (b->offered.n == 0 || rgi_mender_draw(&b->mend, 2))
+    if (b->offered.n == 0 || rgi_draw(&b->mend.random, 2))
       keep_some(b);
     else
       vary_offer(b);

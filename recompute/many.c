@@ -214,26 +214,22 @@ static void descend(search *s, point *p, point *q, int64_t until) {
   }
 }
 
-static int draw(search *s, int n) {
-  s->random = s->random * 6364136223846793005u + 1442695040888963407u;
-  return (int)((s->random >> 33) % (uint64_t)n);
-}
-
 /* Flips a few candidates, near each other or far apart, or whole kinds. */
 static void flip_some(search *s, uint64_t *set, int count) {
-  const bool kinds = s->nkind > 1 && s->nkind <= s->n / 2 && draw(s, 4) == 0;
+  const bool kinds = s->nkind > 1 && s->nkind <= s->n / 2 && rgi_draw(&s->random, 4) == 0;
   for (int k = 0; k < count && kinds; k++) {
-    const int which = draw(s, s->nkind), way = draw(s, 3); /* flip, keep, recompute */
+    const int which = rgi_draw(&s->random, s->nkind),
+              way = rgi_draw(&s->random, 3); /* flip, keep, recompute */
     for (int i = 0; i < s->n; i++)
       if (s->kind[i] == which && (way == 0 || rgi_has(set, s->c->free[i]) == (way == 1)))
         flip(s, set, i);
   }
   if (kinds) return;
-  const int near = 8 < s->n ? 8 : s->n, reach = draw(s, 2) ? s->n : near;
-  int at = draw(s, s->n);
+  const int near = 8 < s->n ? 8 : s->n, reach = rgi_draw(&s->random, 2) ? s->n : near;
+  int at = rgi_draw(&s->random, s->n);
   for (int i = 0; i < count; i++) {
     flip(s, set, at);
-    at = (at + 1 + draw(s, reach)) % s->n;
+    at = (at + 1 + rgi_draw(&s->random, reach)) % s->n;
   }
 }
 
@@ -241,7 +237,7 @@ static void flip_some(search *s, uint64_t *set, int count) {
 static void stir(search *s, point *p, point *q, int64_t until) {
   while (s->work > until) {
     copy(s, q, p);
-    flip_some(s, q->set, 1 + draw(s, 4));
+    flip_some(s, q->set, 1 + rgi_draw(&s->random, 4));
     look(s, q);
     if (!better(s, p, q)) copy(s, p, q);
   }
@@ -358,7 +354,7 @@ static void swap(search *s, point *p, point *q, const int *order, double near) {
   for (int64_t round = 0; s->work > 0 && p->ms > near; round++) {
     if ((round & 1023) == 0) tell(s, "recompute", (double)(all - s->work), (double)all);
     copy(s, q, p);
-    flip_some(s, q->set, 2 + draw(s, 4) / 3);
+    flip_some(s, q->set, 2 + rgi_draw(&s->random, 4) / 3);
     if (rgi_model_ms(s->m, q->set) > p->ms) { /* it may cost less than that, but hardly ever does */
       s->work -= s->n;
       continue;

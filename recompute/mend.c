@@ -53,19 +53,17 @@ static bool flip_best(rgi_mender *p, uint64_t *set, point *now) {
   return true;
 }
 
-int rgi_mender_draw(rgi_mender *p, int n) {
-  p->random = p->random * 6364136223846793005u + 1442695040888963407u;
-  return (int)((p->random >> 33) % (uint64_t)n);
-}
-
 /* Two or three flips at once, near each other or far apart; false: none of so many brings it
  * nearer. */
 static bool stir(rgi_mender *p, uint64_t *set, point *now) {
   const int n = p->c->nfree;
   for (int left = STIRS * n; left > 0; left--) {
-    int of[3], count = 2 + rgi_mender_draw(p, 2), reach = rgi_mender_draw(p, 2) ? n : n < 8 ? n : 8;
-    of[0] = rgi_mender_draw(p, n);
-    for (int k = 1; k < count; k++) of[k] = (of[k - 1] + 1 + rgi_mender_draw(p, reach)) % n;
+    int of[3], count = 2 + rgi_draw(&p->random, 2),
+               reach = rgi_draw(&p->random, 2) ? n
+                       : n < 8                 ? n
+                                               : 8;
+    of[0] = rgi_draw(&p->random, n);
+    for (int k = 1; k < count; k++) of[k] = (of[k - 1] + 1 + rgi_draw(&p->random, reach)) % n;
     for (int k = 0; k < count; k++) flip(set, p->c->free[of[k]]);
     const point x = look(p, set);
     const double before = now->excess;

@@ -195,6 +195,12 @@ rg_status rgi_bound_find(rgi_bound *b, rg_error *e);
 rg_status rgi_prove(rgi_chooser *c, const rgi_bound *bound, int64_t work, int64_t more,
                     rg_error *e);
 
+/* One of 0 … n − 1, n > 0, the same on every machine. */
+static inline int rgi_draw(uint64_t *state, int n) {
+  *state = *state * 6364136223846793005u + 1442695040888963407u;
+  return (int)((*state >> 33) % (uint64_t)n);
+}
+
 /* ---- mend.c: from a choice to one that has room ---- */
 
 typedef struct rgi_mender {
@@ -205,7 +211,6 @@ typedef struct rgi_mender {
   int64_t work; /* done */
   uint64_t random, *used;
 } rgi_mender;
-int rgi_mender_draw(rgi_mender *x, int n);
 /* Flips until there is room, then keeps what can be; false: there is none, below the best. */
 bool rgi_mend(rgi_mender *x, uint64_t *set);
 
