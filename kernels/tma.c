@@ -36,7 +36,7 @@ rg_status rgk_map_make(rgk_map *map, const rgk_map_of *of, rg_error *e) {
   PFN_cuTensorMapEncodeTiled_v12000 encode = (PFN_cuTensorMapEncodeTiled_v12000)(uintptr_t)found;
   CUresult r = encode(&m, type, (cuuint32_t)of->rank, (void *)(uintptr_t)of->data, dim, stride, box,
                       step, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (r != CUDA_SUCCESS)
     return rgi_fail(e, RG_E_DEVICE, NULL, NULL,
                     "cuTensorMapEncodeTiled refused a tensor (error %d)", (int)r);
