@@ -56,7 +56,9 @@ template <class C> struct layer_loads {
     k = rk, v = rv;
   }
 
-  __device__ __forceinline__ void window(const job &j, const in_pages &in) {
+  /* few: of the last token, whose blocks are ranked meanwhile. Each access of memory that ranking
+   * takes waits behind what has been asked for here; a tile at a time is enough. */
+  __device__ __forceinline__ void window(const job &j, const in_pages &in, bool few) {
     const rgk_flash_paged &f = d.pair.window;
     auto rk = from<typename W::stages>(k), rv = from<typename W::stages>(v);
     const int kv_head = rgk_over(j.head, f.f.by_group), half = warp % 2, panel = warp / 2;
@@ -75,23 +77,28 @@ template <class C> struct layer_loads {
         tma_load(to + panel * W::KV + half * W::KV / 2, map, full, panel * 64, kv_head, b.x, b.y);
       __syncwarp();
     };
-    auto load_k = [&](const int2 &b) {
+    typename W::stages k_last, v_last; /* of the tile before, if `after` */
+    auto load_k = [&](const int2 &b, bool after) {
       wait_empty(s.k_empty, rk);
+      if (few && after) bar_wait(&s.k_full[k_last.stage], k_last.parity);
       fetch(s.k[rk.stage], &f.f.k, &s.k_full[rk.stage], b);
+      k_last = rk;
       rk.next();
     };
-    auto load_v = [&](const int2 &b) {
+    auto load_v = [&](const int2 &b, bool after) {
       wait_empty(s.v_empty, rv);
+      if (few && after) bar_wait(&s.v_full[v_last.stage], v_last.parity);
       fetch(s.v[rv.stage], &f.f.v, &s.v_full[rv.stage], b);
+      v_last = rv;
       rv.next();
     };
     int2 now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */
-    if (j.first < j.end) load_k(now);
+    if (j.first < j.end) load_k(now, false);
     hand_out<W>(f.f, s, q, j, threadIdx.x == 0);
     for (int t = j.end - 1; t >= j.first; t--) {
       const int2 later = find_box(t - 2);
-      if (t > j.first) load_k(next);
-      load_v(now);
+      if (t > j.first) load_k(next, true);
+      load_v(now, t < j.end - 1);
       now = next, next = later;
     }
     k = rk, v = rv;
@@ -102,8 +109,8 @@ template <class C> struct layer_loads {
     auto rk = from<typename S::stages>(k), rv = from<typename S::stages>(v);
     const int kv_head = rgk_over(j.head, p.by_group), panel = warp % 2;
     bar_wait(&s.chosen[chosen.stage], chosen.parity);
+    const chosen_blocks c = find_chosen<S>(d.pair.selected, table, j, s.row[chosen.stage]);
     chosen.next();
-    const chosen_blocks c = find_chosen<S>(d.pair.selected, table, j);
     hand_out<S>(p, s, q, j, threadIdx.x == 0);
     for (uint32_t left = c.left; left; left &= left - 1) {
       const int at = __ffs(left) - 1, first = __shfl_sync(~0u, c.e, at) * S::KEYS,
@@ -129,12 +136,12 @@ template <class C> struct layer_loads {
     k = rk, v = rv;
   }
 
-  __device__ __forceinline__ void rest(const tile &t, int head) {
+  __device__ __forceinline__ void rest(const tile &t, int head, bool last) {
     job j = {};
     in_pages at = {};
     j.head = head;
     place_job<W>(d.pair.window, t, j, at);
-    window(j, at);
+    window(j, at, last);
     if (j.kind == DEAD_ROWS) return;
     place_job<S>(d.pair.selected.f, t, j, at);
     selected(j, at.table);
@@ -150,10 +157,10 @@ template <class C> struct layer_loads {
       j.head = head;
       place_job<C>(d.d.f, t, j, at);
       compressed(j, at);
-      if (last_head >= 0) rest(last, last_head);
+      if (last_head >= 0) rest(last, last_head, false);
       last = t, last_head = head;
     });
-    if (last_head >= 0) rest(last, last_head);
+    if (last_head >= 0) rest(last, last_head, true);
     hand_out_end<C>(d.d.f.f, s, q, threadIdx.x == 0);
   }
 };

@@ -112,13 +112,16 @@ __device__ __forceinline__ void load_window(const rgk_flash_paged &d, memory<C> 
   if (!V) hand_out_end<C>(p, s, q, lane == 0);
 }
 
-/* By a warp: selected blocks; those of the window are read once more. */
+/* By a warp: selected blocks; those of the window are read once more. Most of that still is in L2,
+ * as long as nothing is kept there by preference, which pays where many are in both. */
 template <class S, class W>
 __device__ __forceinline__ void load_chosen(const rgk_decode_pair &d, both<S, W> &s) {
   load_selected<S>(
       d.selected, s.selected,
       [&](const job &j, int key) {
-        return key + 64 > first_key(d.window.f, j.position) ? l2::normal : l2::evict_first;
+        const int first = first_key(d.window.f, j.position);
+        const bool keeps = j.position < RGK_PAIR_KEEPS * (j.position - first + 1);
+        return keeps && key + 64 > first ? l2::normal : l2::evict_first;
       },
       [&] {
         if (threadIdx.x == 0) atomicAdd(&s.rows.asked, 1);
