@@ -70,15 +70,14 @@ RGK_GETTER(rgk_decode_alone(rg_dtype type, int32_t width))
 RGK_GETTER(rgk_decode_slc(rg_dtype type, int32_t width))
 
 /* Selected blocks, a window and combine's sum of both with other branches, in one launch: the bits
- * of the three. */
+ * of the three. Stages of the one and of the other. */
 enum {
   RGK_PAIR_BRANCHES = 4,
   RGK_PAIR_THREADS = 3 * 128,
   RGK_PAIR_SHARED = 216 * 1024,
-  RGK_PAIR_KEEPS =
-      8 /* windows that a context has at most, of which blocks in both are kept in L2 */
+  RGK_PAIR_KEEPS = 8 /* a context's windows at most, for what is in both to be kept in L2 */
 };
-#define RGK_PAIR_SLOTS(D) ((D) == 128 ? 5 : 10) /* of 64 keys and values */
+#define RGK_PAIR_STAGES(D, selected) (2 / RGK_FLASH_PANELS(D) * ((selected) ? 3 : 1))
 typedef struct rgk_pair_branch {
   const void *o; /* [T, H, E]; NULL: made here */
   int64_t row, head;

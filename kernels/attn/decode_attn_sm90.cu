@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(256, 1) alone(const __grid_constant__ P d) {
   } else if constexpr (C::KIND == ALONE) {
     load_tiles<C>(d, s);
   } else if (threadIdx.x < 32) {
-    load_selected<C>(d, s);
+    load_selected<C>(
+        d, s, [](const job &, int) { return l2::normal; }, [] {});
   }
 }
 

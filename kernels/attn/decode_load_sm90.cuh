@@ -41,21 +41,6 @@ template <int n, int keys> struct slot_ring : slots {
     parity = used >> stage & 1;
   }
 };
-/* The same from any slot on; the second of a tile's two may be the first of all. */
-template <int n, int keys> struct round_ring : slots {
-  __device__ __forceinline__ void take(const slots &x) {
-    stage = x.stage;
-    used = x.used;
-    parity = used >> stage & 1;
-  }
-  __device__ __forceinline__ int second() const { return stage + 1 == n ? 0 : stage + 1; }
-  __device__ __forceinline__ void next() {
-    used ^= 1u << stage;
-    stage += keys / 64;
-    if (stage >= n) stage -= n;
-    parity = used >> stage & 1;
-  }
-};
 template <int n> __device__ __forceinline__ void wait_empty(uint64_t *empty, const ring<n> &r) {
   bar_wait(&empty[r.stage], r.parity ^ 1);
 }
@@ -64,17 +49,6 @@ __device__ __forceinline__ void wait_empty(uint64_t *empty, const slot_ring<n, k
   bar_wait(&empty[r.stage], r.parity ^ 1);
   if (keys == 128) bar_wait(&empty[r.stage + 1], (r.used >> (r.stage + 1) & 1) ^ 1);
 }
-
-template <int n, int keys>
-__device__ __forceinline__ void wait_empty(uint64_t *empty, const round_ring<n, keys> &r) {
-  bar_wait(&empty[r.stage], r.parity ^ 1);
-  if (keys == 128) bar_wait(&empty[r.second()], (r.used >> r.second() & 1) ^ 1);
-}
-
-/* Where in a slot panels and eight rows follow. */
-struct slot_tile {
-  static constexpr uint32_t K_PANEL = 64 * 128, K_EIGHT = 1024, V_PANEL = K_PANEL, V_EIGHT = 1024;
-};
 
 /* PAIRED: selected blocks and a window share a block of threads (decode_pair_sm90.cu). TWINS: two
  * share a token. NEAR: blocks are chosen nearly first (decode_near_sm90.cu). LAYER: one warpgroup
@@ -88,10 +62,10 @@ struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
   static constexpr bool PAIRED = PAIRED_, TWINS = TWINS_, NEAR = NEAR_ && KIND == RANKED,
                         LAYER = LAYER_;
   static constexpr int KEYS = KIND == SELECTED ? 64 : RGK_DECODE_KEYS, HALVES = KEYS / 64;
-  static constexpr bool SLOTS = PAIRED && !LAYER; /* keys and values are in slots of both */
-  static constexpr bool HELD = KIND == RANKED && !NEAR && !TWINS && !LAYER, AHEAD = HELD || SLOTS;
-  static constexpr int STAGES = SLOTS  ? 0
-                                : HELD ? RGK_DECODE_HELD_STAGES(D)
+  static constexpr bool HELD = KIND == RANKED && !NEAR && !TWINS && !LAYER,
+                        AHEAD = HELD || (PAIRED && !LAYER);
+  static constexpr int STAGES = PAIRED && !LAYER ? RGK_PAIR_STAGES(D, KIND == SELECTED)
+                                : HELD           ? RGK_DECODE_HELD_STAGES(D)
                                 : TWINS_
                                     ? RGK_DECODE_TWIN_STAGES(D)
                                     : RGK_DECODE_STAGES(D) * RGK_DECODE_KEYS / (LAYER ? 64 : KEYS);
@@ -102,10 +76,9 @@ struct setup : config<Type, D, D, 1, KIND_ == SELECTED ? 64 : RGK_DECODE_KEYS> {
   /* A tile's weights are made before it is known whether a reference moves. Held products leave no
    * room for a second tile's sums. */
   static constexpr bool GUESS = !HELD;
-  using tile = std::conditional_t<SLOTS, slot_tile, tile_of<setup, BOXES>>;
-  using stages = std::conditional_t<
-      SLOTS, round_ring<RGK_PAIR_SLOTS(D), KEYS>,
-      std::conditional_t<LAYER, slot_ring<LAYER ? STAGES : 1, KEYS>, ring<LAYER ? 1 : STAGES>>>;
+  using tile = tile_of<setup, BOXES>;
+  using stages =
+      std::conditional_t<LAYER, slot_ring<LAYER ? STAGES : 1, KEYS>, ring<LAYER ? 1 : STAGES>>;
   using whole =
       std::conditional_t<LAYER, setup<Type, D, RANKED, false, TWINS, NEAR_, LAYER>, setup>;
 };
@@ -161,18 +134,6 @@ struct weighed {
   int at, token, head;
 };
 
-/* Keys and values of selected blocks and a window, in slots of 64: in the order in which they are
- * asked for, so that all room is that of whoever is next. */
-template <int D> struct pair_slots {
-  static constexpr int N = RGK_PAIR_SLOTS(D), PANELS = (D + 63) / 64;
-  alignas(1024) char k[N][PANELS * 64 * 128];
-  char v[N][PANELS * 64 * 128];
-  int first[N]; /* of a selected block's keys */
-  /* full: of a window's, of selected blocks'. A wait tells a phase from the next alone, and whoever
-   * comes early might take the other's for its own. */
-  uint64_t k_full[2][N], k_empty[N], v_full[2][N], v_empty[N];
-};
-
 template <class C> struct memory_of {
   static constexpr int ONCE = C::NEAR; /* fields of those alone */
   static constexpr int STAGE = C::DP * 128 * (C::LAYER ? 64 : C::KEYS);
@@ -180,8 +141,7 @@ template <class C> struct memory_of {
   char v[C::TWINS ? 0 : C::STAGES][STAGE];
   char slots[C::TWINS ? C::STAGES : 0][SLOT];
   char q[2][C::DP * ROWS16];
-  char p[2]
-        [C::SLOTS ? C::HALVES * ROWS16 : 2 * ROWS16]; /* weights, head by head; o on its way out */
+  char p[2][2 * ROWS16]; /* weights, head by head; o on its way out */
   near_ranks<C> choice[ONCE];
   alignas(16) float products[C::HELD ? HEADS * HELD_PITCH : 0];
   float sums[C::GUESS ? 2 : 1][C::SUMS][4 * HEADS + 4]; /* of two tiles in turn */
@@ -192,10 +152,9 @@ template <class C> struct memory_of {
   alignas(16) float end[HEADS];
   int first[C::STAGES]; /* of a selected block's keys */
   job jobs[2];
-  decode::slots begin[C::SLOTS ? 2 : 0]; /* a job's first */
-  int branch[2];                         /* of a layer's job */
-  int late[2];                           /* of two tokens in turn: fp32 does not decide */
-  int32_t ahead[C::AHEAD ? 3 : 0][32];   /* nobody reads it: look_ahead */
+  int branch[2];                       /* of a layer's job */
+  int late[2];                         /* of two tokens in turn: fp32 does not decide */
+  int32_t ahead[C::AHEAD ? 3 : 0][32]; /* nobody reads it: look_ahead */
   ranked r;
   near_token token[2 * ONCE];
   int row[C::LAYER ? 2 : 0][MOST]; /* of idx, of two tokens in turn */
@@ -211,28 +170,6 @@ template <class C> struct memory_of {
 };
 
 template <class C> using memory = memory_of<typename C::whole>;
-
-/* A pair's shared memory: slots, the window's, selected blocks'. As bytes: of a struct that begins
- * with arrays of no length nvcc 13.0 forgets how it is aligned when it lays out another. */
-template <class S, class W> struct pair_memory {
-  static constexpr size_t to_line(size_t bytes) { return (bytes + 1023) / 1024 * 1024; }
-  pair_slots<S::D> slots;
-  alignas(1024) char window[to_line(sizeof(memory<W>))];
-  alignas(1024) char selected[to_line(sizeof(memory<S>))];
-  __device__ __forceinline__ memory<W> &of_window() { return *(memory<W> *)window; }
-  __device__ __forceinline__ memory<S> &of_selected() { return *(memory<S> *)selected; }
-};
-/* Where keys and values are. */
-template <class C> __device__ __forceinline__ auto &tiles_of(memory<C> &s) {
-  if constexpr (C::SLOTS) {
-    using P = pair_memory<setup<typename C::type, C::D, SELECTED, true>,
-                          setup<typename C::type, C::D, ALONE, true>>;
-    return *(pair_slots<C::D> *)((char *)&s - (C::KIND == SELECTED ? offsetof(P, selected)
-                                                                   : offsetof(P, window)));
-  } else {
-    return s;
-  }
-}
 
 /* Of those that share tokens: number of the cluster, if it is one; how many. */
 template <class C> __device__ __forceinline__ int sharer() {
@@ -293,7 +230,7 @@ template <class C> __device__ __forceinline__ bool has_values() {
 template <class C> __device__ __forceinline__ char *slot_of(memory<C> &s, int stage) {
   return s.slots[stage];
 }
-template <class C, class M> __device__ __forceinline__ char *v_of(M &s, int stage) {
+template <class C> __device__ __forceinline__ char *v_of(memory<C> &s, int stage) {
   if constexpr (C::TWINS)
     return s.k[stage];
   else
@@ -322,11 +259,10 @@ __device__ __forceinline__ int find_own_seq(const rgk_seqs &s, int row) {
 /* By the thread that leads, its warp comes along. */
 template <class C>
 __device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s, ring<2> &q,
-                                         const job &j, bool leads, const slots &begin = {}) {
+                                         const job &j, bool leads) {
   if (leads) {
     bar_wait(&s.q_empty[q.stage], q.parity ^ 1);
     s.jobs[q.stage] = j;
-    if constexpr (C::SLOTS) s.begin[q.stage] = begin;
     if (C::LAYER) s.branch[q.stage] = C::KIND;
     if (j.first == j.end || (C::TWINS && blockIdx.x % 2)) {
       bar_ready(&s.q_full[q.stage]);
@@ -524,14 +460,22 @@ __device__ __forceinline__ chosen_blocks find_chosen(const rgk_decode_selected &
   return c;
 }
 
-/* By a warp: selected blocks. */
-template <class C>
-__device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memory<C> &s) {
+/* By a warp: selected blocks. keep(job, key): how long L2 should hold the block that begins there;
+ * after(): a job's are asked for. */
+template <class C, class F, class G>
+__device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memory<C> &s, F keep,
+                                              G after) {
   const rgk_flash_params &p = d.f.f;
   const int lane = threadIdx.x % 32;
   ring<C::STAGES> r;
   ring<2> q;
-  each_job<C>(d.f, [&](const job &found, const in_pages &at) {
+  auto ahead = [&](int row, int head) {
+    if constexpr (C::AHEAD) look_ahead<C>(d.f, s, row);
+    if (C::AHEAD && lane < d.top_n)
+      copy4(smem_at(&s.ahead[2][lane]), (const int32_t *)d.idx.data + row * d.idx.row +
+                                            rgk_over(head, p.by_group) * d.idx.head + lane);
+  };
+  each_job<C>(d.f, ahead, [&](const job &found, const in_pages &at) {
     job j = found;
     const int kv_head = rgk_over(j.head, p.by_group);
     const chosen_blocks c = find_chosen<C>(d, at.table, j);
@@ -540,18 +484,22 @@ __device__ __forceinline__ void load_selected(const rgk_decode_selected &d, memo
       const int from = __ffs(left) - 1, first = __shfl_sync(~0u, c.e, from) * C::KEYS,
                 in = __shfl_sync(~0u, c.page, from), at_row = __shfl_sync(~0u, c.row, from);
       if (lane == 0) {
+        const l2 hint = keep(j, first);
         bar_wait(&s.k_empty[r.stage], r.parity ^ 1);
         s.first[r.stage] = first;
         bar_expect(&s.k_full[r.stage], C::DP * C::KV);
         for (int x = 0; x < C::DP; x++)
-          tma_load(s.k[r.stage] + x * C::KV, &p.k, &s.k_full[r.stage], x * 64, kv_head, at_row, in);
+          tma_load(s.k[r.stage] + x * C::KV, &p.k, &s.k_full[r.stage], x * 64, kv_head, at_row, in,
+                   hint);
         bar_wait(&s.v_empty[r.stage], r.parity ^ 1);
         bar_expect(&s.v_full[r.stage], C::EP * C::KV);
         for (int x = 0; x < C::EP; x++)
-          tma_load(s.v[r.stage] + x * C::KV, &p.v, &s.v_full[r.stage], x * 64, kv_head, at_row, in);
+          tma_load(s.v[r.stage] + x * C::KV, &p.v, &s.v_full[r.stage], x * 64, kv_head, at_row, in,
+                   hint);
       }
       __syncwarp();
     }
+    after();
   });
   hand_out_end<C>(p, s, q, lane == 0);
 }

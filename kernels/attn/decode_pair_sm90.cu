@@ -2,13 +2,14 @@
    sum of both with what other branches made (decode.h), in one launch: the bits of
    decode_attn_sm90.cu and blend.cu.
 
-     warpgroup   0 loads, a warp    1 attends to the window, and sums    2 to the selected blocks
+     warp        0 loads selected blocks    1, 2 K and V of the window
+     warpgroup   1 attends to the window, and sums    2 to the selected blocks
 
-   A token's selected blocks and then its window go through one ring of slots of 64 keys and values,
-   in the order in which they are asked for. So whoever is behind has all the room, what is asked
-   for is the same amount at all times, and blocks that are in both are still in L2 when the window
-   comes to them: the memory has to give them once. Rows of o of selected blocks are handed over in
-   shared memory, as they would be stored. It is for steps with several jobs for a block of threads.
+   The two go their own ways from job to job. Rows of o of selected blocks are handed over in shared
+   memory, as they would be stored. The window's loads follow behind: blocks that are in both are
+   then still in L2, and the memory has to give them once. So it is for steps with several jobs for
+   a block of threads; with fewer, separate launches are ahead, for the window's goes beside those
+   that choose blocks.
  */
 #include "decode_sum_sm90.cuh"
 
@@ -21,9 +22,11 @@ namespace {
 template <int E> struct rows_of {
   alignas(16) char o[HEADS * 2 * E];
   uint64_t full, empty;
+  int asked; /* jobs whose selected blocks have been asked for */
 };
 template <class S, class W> struct both {
-  pair_memory<S, W> tiles;
+  memory<S> selected;
+  memory<W> window;
   rows_of<S::E> rows;
 };
 
@@ -64,98 +67,65 @@ template <class C> struct summing {
   }
 };
 
-/* By a warp: keys and values of a token's selected blocks, then of its window. */
-template <class S, class W>
-__device__ __forceinline__ void load(const rgk_decode_pair &d, both<S, W> &s) {
-  const rgk_flash_params &p = d.selected.f.f, &w = d.window.f;
-  const rgk_pages &g = d.window.pages;
-  auto &t = s.tiles.slots;
+/* By a warp: K (or V) of a window's tiles, each two boxes of 64 rows to a panel, a lane each.
+ * ask(): before a job's first. */
+template <class C, bool V, class F>
+__device__ __forceinline__ void load_window(const rgk_flash_paged &d, memory<C> &s, F ask) {
+  const rgk_flash_params &p = d.f;
   const int lane = threadIdx.x % 32;
-  constexpr uint32_t PANEL = 64 * 128;
-  slots at;
-  uint32_t uses[2] = {0, 0}; /* as `used`, of a window's and of selected blocks' */
-  ring<2> q_selected, q_window;
-  /* Keys, then values of a piece, when there is room: load(to, map, full) starts its copies. */
-  auto fetch = [&](int kind, auto &r, int bytes, auto load) {
-    wait_empty(t.k_empty, r);
-    if (lane == 0) bar_expect(&t.k_full[kind][r.stage], bytes);
-    __syncwarp();
-    load(t.k, &p.k, &t.k_full[kind][r.stage]);
-    __syncwarp();
-    wait_empty(t.v_empty, r);
-    if (lane == 0) bar_expect(&t.v_full[kind][r.stage], bytes);
-    __syncwarp();
-    load(t.v, &p.v, &t.v_full[kind][r.stage]);
-    __syncwarp();
-    uses[kind] ^= 1u << r.stage;
-    r.next();
-  };
-  auto begin = [&](int kind, int stage) {
-    slots x;
-    x.stage = stage;
-    x.used = uses[kind];
-    return x;
-  };
-  auto ahead = [&](int row, int head) {
-    look_ahead<S>(d.selected.f, s.tiles.of_selected(), row);
-    if (lane < d.selected.top_n)
-      copy4(smem_at(&s.tiles.of_selected().ahead[2][lane]),
-            (const int32_t *)d.selected.idx.data + row * d.selected.idx.row +
-                rgk_over(head, p.by_group) * d.selected.idx.head + lane);
-  };
-  each_token<S>(p, ahead, [&](const tile &of, int head) {
-    job j = {}, also = {};
-    in_pages in = {}, seen = {};
-    const int kv_head = rgk_over(head, p.by_group);
-    j.head = also.head = head;
-    place_job<S>(d.selected.f, of, j, in);
-    const chosen_blocks c = find_chosen<S>(d.selected, in.table, j);
-    typename S::stages r;
-    r.take(at);
-    hand_out<S>(p, s.tiles.of_selected(), q_selected, j, lane == 0, begin(1, r.stage));
-    /* Most of what is in both is asked for again before L2 has lost it, as long as that does not
-     * make room by other blocks: to keep them pays where many are in both. */
-    const int window = first_key(w, j.position);
-    const bool keeps = j.position < RGK_PAIR_KEEPS * (j.position - window + 1);
-    for (uint32_t left = c.left; left; left &= left - 1) {
-      const int from = __ffs(left) - 1, first = __shfl_sync(~0u, c.e, from) * S::KEYS,
-                page = __shfl_sync(~0u, c.page, from), row = __shfl_sync(~0u, c.row, from);
-      const l2 hint = keeps && first + 64 > window ? l2::normal : l2::evict_first;
-      if (lane == 0) wait_empty(t.k_empty, r), t.first[r.stage] = first;
-      fetch(1, r, S::DP * PANEL, [&](char(*to)[S::DP * PANEL], const rgk_map *map, uint64_t *full) {
-        if (lane < S::DP)
-          tma_load(to[r.stage] + lane * PANEL, map, full, lane * 64, kv_head, row, page, hint);
-      });
-    }
-    place_job<W>(d.window, of, also, seen);
-    typename W::stages x;
-    x.take(r);
-    hand_out<W>(w, s.tiles.of_window(), q_window, also, lane == 0, begin(0, x.stage));
-    const int half = lane % 2, panel = lane / 2;
-    auto find_box = [&](int n) {
-      int2 b = make_int2(0, g.count); /* row of a page, page */
-      const int row = n * W::KEYS + half * 64;
-      if (n < also.first) return b;
-      const int m = rgk_over(row, d.window.by_rows);
-      b.x = row - m * g.rows;
-      if (row + 64 > seen.low && row < seen.rows) b.y = seen.table[m];
+  ring<C::STAGES> r;
+  ring<2> q;
+  each_job<C>(d, [&](const job &j, const in_pages &in) {
+    const int kv_head = rgk_over(j.head, p.by_group);
+    auto find_box = [&](int t) {
+      int2 b = make_int2(0, d.pages.count); /* row of a page, page */
+      const int row = t * C::KEYS + lane * 64;
+      if (lane >= 2 || t < j.first) return b;
+      const int m = rgk_over(row, d.by_rows);
+      b.x = row - m * d.pages.rows;
+      if (row + 64 > in.low && row < in.rows) b.y = in.table[m];
       return b;
     };
-    int2 now = find_box(also.end - 1); /* pages are asked for early */
-    for (int n = also.end - 1; n >= also.first; n--) {
-      const int2 next = find_box(n - 1);
-      fetch(0, x, 2 * W::DP * PANEL,
-            [&](char(*to)[W::DP * PANEL], const rgk_map *map, uint64_t *full) {
-              if (panel < W::DP)
-                tma_load(to[half ? x.second() : x.stage] + panel * PANEL, map, full, panel * 64,
-                         kv_head, now.x, now.y, l2::evict_first);
-            });
-      now = next;
+    auto fetch = [&](const int2 &b) {
+      uint64_t *const full = V ? &s.v_full[r.stage] : &s.k_full[r.stage],
+                      *const empty = V ? &s.v_empty[r.stage] : &s.k_empty[r.stage];
+      char *const to = V ? s.v[r.stage] : s.k[r.stage];
+      bar_wait(empty, r.parity ^ 1);
+      if (lane == 0) bar_expect(full, C::DP * C::KV);
+      __syncwarp();
+      if (lane < 2)
+        for (int x = 0; x < C::DP; x++)
+          tma_load(to + x * C::KV + lane * C::KV / 2, V ? &p.v : &p.k, full, x * 64, kv_head, b.x,
+                   b.y, l2::evict_first);
+      __syncwarp();
+      r.next();
+    };
+    int2 now = find_box(j.end - 1), next = find_box(j.end - 2); /* pages are asked for early */
+    ask();
+    if (!V) hand_out<C>(p, s, q, j, lane == 0);
+    for (int t = j.end - 1; t >= j.first; t--) {
+      const int2 later = find_box(t - 2);
+      fetch(now);
+      now = next, next = later;
     }
-    at = x;
   });
-  hand_out<S>(p, s.tiles.of_selected(), q_selected, job{EXIT}, lane == 0);
-  hand_out<W>(w, s.tiles.of_window(), q_window, job{EXIT}, lane == 0);
+  if (!V) hand_out_end<C>(p, s, q, lane == 0);
+}
+
+/* By a warp: selected blocks; those of the window are read once more. Most of that still is in L2,
+ * as long as nothing is kept there by preference, which pays where many are in both. */
+template <class S, class W>
+__device__ __forceinline__ void load_chosen(const rgk_decode_pair &d, both<S, W> &s) {
+  load_selected<S>(
+      d.selected, s.selected,
+      [&](const job &j, int key) {
+        const int first = first_key(d.window.f, j.position);
+        const bool keeps = j.position < RGK_PAIR_KEEPS * (j.position - first + 1);
+        return keeps && key + 64 > first ? l2::normal : l2::evict_first;
+      },
+      [&] {
+        if (threadIdx.x == 0) atomicAdd(&s.rows.asked, 1);
+      });
 }
 
 template <class S, class W>
@@ -164,27 +134,35 @@ __global__ void __launch_bounds__(RGK_PAIR_THREADS, 1)
   extern __shared__ char bytes[];
   static_assert(sizeof(both<S, W>) + 1024 <= RGK_PAIR_SHARED, "fits wherever it starts");
   both<S, W> &s = *(both<S, W> *)(bytes + (-smem_at(bytes) & 1023));
+  const rgk_flash_params &w = d.window.f;
   if (threadIdx.x == 0) {
-    auto &t = s.tiles.slots;
-    for (int i = 0; i < t.N; i++) {
-      bar_init(&t.k_empty[i], 4 * WARP_ARRIVALS), bar_init(&t.v_empty[i], 4 * WARP_ARRIVALS);
-      for (int kind = 0; kind < 2; kind++)
-        bar_init(&t.k_full[kind][i], 1), bar_init(&t.v_full[kind][i], 1);
-    }
     bar_init(&s.rows.full, WARPGROUP), bar_init(&s.rows.empty, WARPGROUP);
-    init<S>(d.selected.f.f, s.tiles.of_selected());
-    init<W>(d.window.f, s.tiles.of_window());
+    s.rows.asked = 0;
+    init<S>(d.selected.f.f, s.selected);
+    init<W>(w, s.window);
   }
   __syncthreads();
-  const int part = warpgroup();
+  const int part = warpgroup(), warp = __shfl_sync(~0u, (int)threadIdx.x / 32, 0);
   if (part == 1) {
     summing<W> to{d, s.rows, 0};
-    attend<W>(d.window, s.tiles.of_window(), to);
+    attend<W>(d.window, s.window, to);
   } else if (part == 2) {
     giving<S> to{s.rows, 1};
-    attend<S>(d.selected, s.tiles.of_selected(), to);
-  } else if (threadIdx.x < 32) {
-    load(d, s);
+    attend<S>(d.selected, s.selected, to);
+  } else if (warp == 0) {
+    load_chosen(d, s);
+  } else if (warp < 3) {
+    int jobs = 0;
+    auto ask = [&] {
+      jobs++;
+      if (threadIdx.x % 32 == 0)
+        while (atomicAdd(&s.rows.asked, 0) < jobs) __nanosleep(100);
+      __syncwarp();
+    };
+    if (warp == 1)
+      load_window<W, false>(d.window, s.window, ask);
+    else
+      load_window<W, true>(d.window, s.window, ask);
   }
 }
 

@@ -58,32 +58,25 @@ template <class C> __device__ __forceinline__ int unit_at(int i) {
 
 /* x[u][4i + 2y + z]: key 64u + 16 warp + lane/4 + 8y of the tile, head 8i + 2(lane % 4) + z. */
 template <class C>
-__device__ __forceinline__ void start_scores(float (&x)[C::HALVES][8], const uint32_t (&k)[2],
-                                             uint32_t q) {
+__device__ __forceinline__ void start_scores(float (&x)[C::HALVES][8], uint32_t k, uint32_t q) {
   using T = typename C::tile;
   /* Made once: each anew is seven instructions, one waiting for the other. */
-  const uint64_t a[2] = {desc_make(k[0], 16, T::K_EIGHT), desc_make(k[1], 16, T::K_EIGHT)},
-                 b = desc_k(q);
+  const uint64_t a = desc_make(k, 16, T::K_EIGHT), b = desc_k(q);
   wgmma_fence();
 #pragma unroll
   for (int i = 0; i < C::D / 16; i++)
 #pragma unroll
     for (int u = 0; u < C::HALVES; u++)
       wgmma<typename C::type, 16>::template ss<>(
-          x[u],
-          desc_on(a[C::SLOTS * u],
-                  !C::SLOTS * u * 8 * T::K_EIGHT + i / 4 * T::K_PANEL + i % 4 * 32),
+          x[u], desc_on(a, u * 8 * T::K_EIGHT + i / 4 * T::K_PANEL + i % 4 * 32),
           desc_on(b, i / 4 * ROWS16 + i % 4 * 32), i > 0);
   wgmma_commit();
 }
 /* o[m][4i + 2y + z]: feature 64m + 16 warp + lane/4 + 8y, the same head. */
 template <class C>
-__device__ __forceinline__ void start_values(float (&o)[C::EP][8], const uint32_t (&v)[2],
-                                             uint32_t p) {
+__device__ __forceinline__ void start_values(float (&o)[C::EP][8], uint32_t v, uint32_t p) {
   using T = typename C::tile;
-  const uint64_t a[2] = {desc_make(v[0], T::V_PANEL, T::V_EIGHT),
-                         desc_make(v[1], T::V_PANEL, T::V_EIGHT)},
-                 b = desc_k(p);
+  const uint64_t a = desc_make(v, T::V_PANEL, T::V_EIGHT), b = desc_k(p);
   /* Else the compiler has o in integers until here, and moves it behind the fence. */
 #pragma unroll
   for (int m = 0; m < C::EP; m++) wgmma_keep(o[m]);
@@ -93,8 +86,7 @@ __device__ __forceinline__ void start_values(float (&o)[C::EP][8], const uint32_
 #pragma unroll
     for (int m = 0; m < C::EP; m++)
       wgmma<typename C::type, 16>::template ss<true>(
-          o[m],
-          desc_on(a[C::SLOTS * (i / 4)], m * T::V_PANEL + 2 * (C::SLOTS ? i % 4 : i) * T::V_EIGHT),
+          o[m], desc_on(a, m * T::V_PANEL + 2 * i * T::V_EIGHT),
           desc_on(b, i / 4 * ROWS16 + i % 4 * 32), 1);
   wgmma_commit();
 }
@@ -138,41 +130,9 @@ template <class C, class P, class X> struct attention {
   uint32_t taken, ended; /* parities; ended: of end_full or end_empty */
   ring<2> w, r;          /* NEAR: next weights, next token to rank */
 
-  __device__ __forceinline__ auto &kv() const { return tiles_of<C>(s); }
-  template <class M> __device__ __forceinline__ static uint64_t *own(M &full) {
-    if constexpr (C::SLOTS)
-      return full[KIND == SELECTED];
-    else
-      return full;
-  }
-  /* Addresses of a tile's halves, where they don't follow on each other; else twice the first. */
-  template <class M, class R>
-  __device__ __forceinline__ static void find_halves(M &all, const R &r, uint32_t (&at)[2]) {
-    at[0] = at[1] = smem_at(all[known(r.stage)]);
-    if constexpr (C::SLOTS && C::HALVES == 2) at[1] = smem_at(all[known(r.second())]);
-  }
-  __device__ __forceinline__ void add_tile(float (&o)[C::EP][8], uint32_t weights) const {
-    uint32_t at[2];
-    if constexpr (C::TWINS)
-      find_halves(kv().k, v, at);
-    else
-      find_halves(kv().v, v, at);
-    start_values<C>(o, at, weights);
-  }
-  /* Rows [from, to) of the tile of values. */
-  __device__ __forceinline__ void clear_values(int from, int to) const {
-    if constexpr (C::SLOTS && C::HALVES == 2) {
-      using H = setup<T, C::D, SELECTED, true>;
-      if (from < 64) clear_keys<H, false>(kv().v[v.stage], from, min(to, 64), C::GROUP);
-      if (to > 64) clear_keys<H, false>(kv().v[v.second()], max(from, 64) - 64, to - 64, C::GROUP);
-    } else {
-      clear_keys<C, C::BOXES>(v_of<C>(kv(), v.stage), from, to, C::GROUP);
-    }
-  }
-
   /* ptxas takes it for what each thread has for itself, and moves every descriptor over. */
   __device__ __forceinline__ static int known(int x) {
-    return C::NEAR || C::LAYER || C::SLOTS ? __shfl_sync(~0u, x, 0) : x;
+    return C::NEAR || C::LAYER ? __shfl_sync(~0u, x, 0) : x;
   }
 
   __device__ __forceinline__ void wait_taken() {
@@ -369,7 +329,7 @@ template <class C, class P, class X> struct attention {
     const waited added = wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < C::EP; i++) wgmma_keep(o[i]);
-    warp_release(&kv().v_empty[v.stage], added);
+    warp_release(&s.v_empty[v.stage], added);
     v.next();
   }
 
@@ -384,29 +344,30 @@ template <class C, class P, class X> struct attention {
     int key = 0;                       /* first of the tile whose weights are in p */
     uint32_t k_there = 0, v_there = 0; /* asked a step before */
     auto ask = [&]() {
-      k_there = ask_ended(&own(kv().k_full)[k.stage], k.parity);
-      if (!C::TWINS) v_there = ask_ended(&own(kv().v_full)[v.stage], v.parity);
+      k_there = ask_ended(&s.k_full[k.stage], k.parity);
+      if (!C::TWINS) v_there = ask_ended(&s.v_full[v.stage], v.parity);
     };
     auto start_added = [&]() {
-      if (!has_ended(v_there)) bar_wait(&own(kv().v_full)[v.stage], v.parity);
-      if (KIND != SELECTED && key < p.before) clear_values(0, min(p.before - key, (int)C::KEYS));
-      if (key + C::KEYS > j.keys) clear_values(j.keys - key, C::KEYS);
-      add_tile(o, smem_at(s.p[known(turn)]));
+      if (!has_ended(v_there)) bar_wait(&s.v_full[v.stage], v.parity);
+      if (KIND != SELECTED && key < p.before)
+        clear_keys<C, C::BOXES>(v_of<C>(s, v.stage), 0, min(p.before - key, (int)C::KEYS),
+                                C::GROUP);
+      if (key + C::KEYS > j.keys)
+        clear_keys<C, C::BOXES>(v_of<C>(s, v.stage), j.keys - key, C::KEYS, C::GROUP);
+      start_values<C>(o, smem_at(v_of<C>(s, known(v.stage))), smem_at(s.p[known(turn)]));
     };
     auto step = [&](auto first, int i) {
       constexpr bool FIRST = decltype(first)::value;
       float x[C::HALVES][8], scale[4] = {1, 1, 1, 1};
       added sums;
       if (!FIRST) sums = take_sums();
-      if (!has_ended(k_there)) bar_wait(&own(kv().k_full)[k.stage], k.parity);
+      if (!has_ended(k_there)) bar_wait(&s.k_full[k.stage], k.parity);
       int at = (j.end - 1 - i) * C::KEYS;
       if constexpr (KIND == SELECTED) {
-        if (lane == 0) at = kv().first[k.stage]; /* read by the lane that gives back */
+        if (lane == 0) at = s.first[k.stage]; /* read by the lane that gives back */
         at = __shfl_sync(~0u, at, 0);
       }
-      uint32_t k_at[2];
-      find_halves(kv().k, k, k_at);
-      start_scores<C>(x, k_at, q);
+      start_scores<C>(x, smem_at(s.k[known(k.stage)]), q);
       uint32_t room;
       if constexpr (FIRST) {
         wait_taken();
@@ -421,9 +382,9 @@ template <class C, class P, class X> struct attention {
 #pragma unroll
       for (int u = 0; u < C::HALVES; u++) wgmma_keep(x[u]);
       if constexpr (FIRST)
-        warp_release(&kv().k_empty[k.stage], scored, at);
+        warp_release(&s.k_empty[k.stage], scored, at);
       else
-        warp_release(&kv().k_empty[k.stage], scored, at, l, reference);
+        warp_release(&s.k_empty[k.stage], scored, at, l, reference);
       k.next();
       key = at;
       /* A fence waits for stores in front of it, so they come later; not where weights are sent by
@@ -493,9 +454,12 @@ template <class C, class P, class X> struct attention {
 #pragma unroll
         for (int n = 0; n < 8 * C::EP; n++) o[n / 8][n % 8] *= scale[n / 4 % 2 * 2 + n % 2];
       bar_wait(&s.v_full[v.stage], v.parity);
-      if (key < p.before) clear_values(0, min(p.before - key, (int)C::KEYS));
-      if (key + C::KEYS > j.keys) clear_values(j.keys - key, C::KEYS);
-      add_tile(o, smem_at(slot));
+      if (key < p.before)
+        clear_keys<C, C::BOXES>(v_of<C>(s, v.stage), 0, min(p.before - key, (int)C::KEYS),
+                                C::GROUP);
+      if (key + C::KEYS > j.keys)
+        clear_keys<C, C::BOXES>(v_of<C>(s, v.stage), j.keys - key, C::KEYS, C::GROUP);
+      start_values<C>(o, smem_at(v_of<C>(s, v.stage)), smem_at(slot));
       const waited added = wgmma_wait<0>();
 #pragma unroll
       for (int n = 0; n < C::EP; n++) wgmma_keep(o[n]);
@@ -632,7 +596,6 @@ template <class C, class P, class X> struct attention {
         if (tid < d.topk.top_n) idx_of(d, j)[tid] = 0;
       return;
     }
-    if constexpr (C::SLOTS) k.take(s.begin[stage]), v.take(s.begin[stage]);
     run_job(j, smem_at(s.q[known(stage)]), q_empty);
   }
   /* There is no other. */
