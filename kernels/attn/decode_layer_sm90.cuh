@@ -32,8 +32,7 @@ using selected_of = setup<typename C::type, C::D, SELECTED, true, false, C::NEAR
 /* ---- load: a warpgroup ---- */
 
 /* What follows when a token's compressed keys have been asked for. Each warp starts one box of 64
- * rows and columns: of K, then of V; all wait for all room, and arrive for all that comes
- * (announce), so that parities tell. */
+ * rows and columns: of K, then of V; all wait for all room, so that parities tell. */
 template <class C> struct layer_loads {
   using W = window_of<C>;
   using S = selected_of<C>;
@@ -73,7 +72,7 @@ template <class C> struct layer_loads {
       return b;
     };
     auto fetch = [&](char *to, const rgk_map *map, uint64_t *full, const int2 &b) {
-      announce<W>(full, W::DP * W::KV);
+      if (threadIdx.x == 0) bar_expect(full, W::DP * W::KV);
       if (lane == 0 && panel < W::DP) /* blocks that are chosen, too, are fetched again */
         tma_load(to + panel * W::KV + half * W::KV / 2, map, full, panel * 64, kv_head, b.x, b.y);
       __syncwarp();
@@ -117,15 +116,17 @@ template <class C> struct layer_loads {
       const int at = __ffs(left) - 1, first = __shfl_sync(~0u, c.e, at) * S::KEYS,
                 page = __shfl_sync(~0u, c.page, at), row = __shfl_sync(~0u, c.row, at);
       wait_empty(s.k_empty, rk);
-      if (threadIdx.x == 0) s.first[rk.stage] = first;
-      announce<S>(&s.k_full[rk.stage], S::DP * S::KV);
+      if (threadIdx.x == 0) {
+        s.first[rk.stage] = first;
+        bar_expect(&s.k_full[rk.stage], S::DP * S::KV);
+      }
       if (lane == 0 && warp / 2 == 0 && panel < S::DP)
         tma_load(s.k[rk.stage] + panel * S::KV, &p.k, &s.k_full[rk.stage], panel * 64, kv_head, row,
                  page, l2::evict_first);
       __syncwarp();
       rk.next();
       wait_empty(s.v_empty, rv);
-      announce<S>(&s.v_full[rv.stage], S::EP * S::KV);
+      if (threadIdx.x == 0) bar_expect(&s.v_full[rv.stage], S::EP * S::KV);
       if (lane == 0 && warp / 2 == 1 && panel < S::EP)
         tma_load(s.v[rv.stage] + panel * S::KV, &p.v, &s.v_full[rv.stage], panel * 64, kv_head, row,
                  page, l2::evict_first);

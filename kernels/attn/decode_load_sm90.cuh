@@ -256,18 +256,6 @@ __device__ __forceinline__ int find_own_seq(const rgk_seqs &s, int row) {
   return find_seq_warp(s, row);
 }
 
-/* By each warp of those who load, when there is room: so many bytes are to come. Of a layer all
- * four arrive, also those who start no copy: a wait tells a phase from the next alone, so a slot
- * must not be given back twice before each of them has seen the first time. */
-enum { LOADERS = 4 };
-template <class C> __device__ __forceinline__ void announce(uint64_t *full, uint32_t bytes) {
-  if (C::LAYER) __syncwarp();
-  if (threadIdx.x == 0)
-    bar_expect(full, bytes);
-  else if (C::LAYER && threadIdx.x % 32 == 0)
-    bar_ready(full);
-}
-
 /* By the thread that leads, its warp comes along. */
 template <class C>
 __device__ __forceinline__ void hand_out(const rgk_flash_params &p, memory<C> &s, ring<2> &q,
@@ -393,7 +381,7 @@ __device__ __forceinline__ void load_job(const rgk_flash_paged &d, memory<C> &s,
     return b;
   };
   auto fetch = [&](char *to, const rgk_map *map, uint64_t *full, int panels, const box &b) {
-    announce<C>(full, (uint32_t)panels * C::KV);
+    if (leads) bar_expect(full, (uint32_t)panels * C::KV);
     if (i * 8 < C::KEYS) /* nobody else wants them; products are to stay in L2 */
       tma_load(to + b.at * panels, map, full, 0, b.row, 0, kv_head, b.page, l2::evict_first);
   };

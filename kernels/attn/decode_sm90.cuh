@@ -637,10 +637,9 @@ template <class C> __device__ __forceinline__ void init(const rgk_flash_params &
   for (int i = 0; i < 2; i++) bar_init(&s.chosen[i], WARP_ARRIVALS);
   if constexpr (C::LAYER) bar_init(s.stepped, 4 * WARP_ARRIVALS);
   bar_init(&s.end_full, 1), bar_init(&s.end_empty, 4 * WARP_ARRIVALS);
-  const int loaders = C::LAYER ? LOADERS : 1; /* announce */
   for (int i = 0; i < C::STAGES; i++) {
-    bar_init(&s.k_full[i], loaders), bar_init(&s.k_empty[i], 4 * WARP_ARRIVALS);
-    bar_init(&s.v_full[i], loaders), bar_init(&s.v_empty[i], 4 * WARP_ARRIVALS);
+    bar_init(&s.k_full[i], 1), bar_init(&s.k_empty[i], 4 * WARP_ARRIVALS);
+    bar_init(&s.v_full[i], 1), bar_init(&s.v_empty[i], 4 * WARP_ARRIVALS);
   }
   bar_init_done();
   map_prefetch(&p.q), map_prefetch(&p.k), map_prefetch(&p.v);
