@@ -184,8 +184,10 @@ stage_coverage() {
     -DREGRAPH_COVERAGE=ON
   find build-cov -name '*.gcda' -delete
   run_tests build-cov
+  # the errors: a branch of the planner's that was taken -40 times (CMakeLists.txt); it is left out
   check "line coverage of host code is at least 90 %" \
     gcovr -j "$jobs" --root . --object-directory build-cov \
+    --gcov-ignore-parse-errors \
     --filter '(graph|passes|ops|memplan|recompute|cp|exec|report|cli)/' \
     --exclude-unreachable-branches --print-summary --fail-under-line 90 -o build-cov/coverage.txt
 }
