@@ -192,11 +192,21 @@ def _refuse(name):
                            "a batch along the tokens (regraph.torch.pack) and use torch.autograd")
 
 
+def _kept(mask, name):
+    """Of a mask, which tokens are there. One of floats is refused: most of those are to be added to
+    scores, 0 where a token is and -inf where none is, and would be taken for their reverse."""
+    if mask.is_floating_point():
+        raise RegraphError("RG_E_DTYPE", f"{name}: a mask of {str(mask.dtype).split('.')[1]}; "
+                           "expected bool or integers, 1 where a token is: mask == 0 of one that "
+                           "is added to scores, mask != 0 of one that holds ones")
+    return mask.bool()
+
+
 def pack(*tensors: torch.Tensor, mask: torch.Tensor | None = None,
          heads_first: bool = False) -> tuple[torch.Tensor, ...]:
     """Packs batches [B, S, …] (or [B, heads, S, …] with `heads_first`) along the tokens: returns
-    each as [T, …], then cu_seqlens. `mask` [B, S] says which tokens are there (1 or True); None:
-    all."""
+    each as [T, …], then cu_seqlens. `mask` [B, S] of bool or integers says which tokens are there
+    (1 or True); None: all."""
     if heads_first:
         tensors = tuple(tensor.transpose(1, 2) for tensor in tensors)
     batch, length = tensors[0].shape[:2]
@@ -209,7 +219,7 @@ def pack(*tensors: torch.Tensor, mask: torch.Tensor | None = None,
     if mask is None:
         starts = torch.arange(batch + 1, device=tensors[0].device) * length
     else:
-        kept = mask.bool()
+        kept = _kept(mask, "pack")
         there = kept.flatten().nonzero().squeeze(1)
         flat = [tensor.index_select(0, there) for tensor in flat]
         starts = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
@@ -221,7 +231,7 @@ def unpack(tensor: torch.Tensor, like: torch.Tensor | int,
     """The reverse of `pack` for a result [T, …]: [B, S, …]. `like` is the mask, where there was
     one, or B; tokens that the mask leaves out are zero."""
     if isinstance(like, torch.Tensor):
-        there = like.bool().flatten().nonzero().squeeze(1)
+        there = _kept(like, "unpack").flatten().nonzero().squeeze(1)
         wide = tensor.new_zeros(like.numel(), *tensor.shape[1:])
         batch = wide.index_copy(0, there, tensor[: len(there)]).unflatten(0, like.shape)
     else:

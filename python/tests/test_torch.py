@@ -476,6 +476,13 @@ def test_pack():
             regraph.torch.pack(q, **wrong, heads_first=True)
     with pytest.raises(RegraphError, match=r"pack: a tensor of shape \("):
         regraph.torch.pack(q, q[:, :, 1:], heads_first=True)
+    added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)  # read as it is: its reverse
+    with pytest.raises(RegraphError, match="RG_E_DTYPE: pack: a mask of float32; expected bool"):
+        regraph.torch.pack(q, mask=added, heads_first=True)
+    with pytest.raises(RegraphError, match="RG_E_DTYPE: unpack: a mask of float32"):
+        regraph.torch.unpack(packed, added, heads_first=True)
+    ones, _ = regraph.torch.pack(q, mask=mask.long(), heads_first=True)
+    assert torch.equal(ones, packed)
     packed, cu = regraph.torch.pack(q, heads_first=True)
     assert cu.tolist() == [0, 50, 100, 150] and cu.dtype == torch.int32
     assert torch.equal(regraph.torch.unpack(packed, 3, heads_first=True), q)
