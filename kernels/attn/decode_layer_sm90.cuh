@@ -109,8 +109,8 @@ template <class C> struct layer_loads {
     auto rk = from<typename S::stages>(k), rv = from<typename S::stages>(v);
     const int kv_head = rgk_over(j.head, p.by_group), panel = warp % 2;
     bar_wait(&s.chosen[chosen.stage], chosen.parity);
-    const chosen_blocks c = find_chosen<S>(d.pair.selected, table, j, s.row[chosen.stage]);
     chosen.next();
+    const chosen_blocks c = find_chosen<S>(d.pair.selected, table, j);
     hand_out<S>(p, s, q, j, threadIdx.x == 0);
     for (uint32_t left = c.left; left; left &= left - 1) {
       const int at = __ffs(left) - 1, first = __shfl_sync(~0u, c.e, at) * S::KEYS,

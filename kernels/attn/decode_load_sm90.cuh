@@ -157,7 +157,6 @@ template <class C> struct memory_of {
   int32_t ahead[C::AHEAD ? 3 : 0][32]; /* nobody reads it: look_ahead */
   ranked r;
   near_token token[2 * ONCE];
-  int row[C::LAYER ? 2 : 0][MOST]; /* of idx, of two tokens in turn */
   weighed slot[2 * ONCE];
   uint64_t near_scored[2 * ONCE], near_taken[2 * ONCE]; /* token */
   uint64_t p_full[2 * ONCE], p_empty[2 * ONCE];         /* slot */
@@ -430,17 +429,18 @@ struct chosen_blocks {
 };
 /* An entry counts if it is larger than all before it, and its block begins among the keys that the
  * token sees; so none comes after one whose block does not. j: one of the token's; it is told how
- * many. row: of idx, where it is made in the same launch. */
+ * many. */
 template <class C>
 __device__ __forceinline__ chosen_blocks find_chosen(const rgk_decode_selected &d,
-                                                     const int32_t *table, job &j,
-                                                     const int *row = nullptr) {
+                                                     const int32_t *table, job &j) {
   const int lane = threadIdx.x % 32, kv_head = rgk_over(j.head, d.f.f.by_group),
             seen = min(j.position + 1, j.keys);
   chosen_blocks c = {0, -1, 0, 0};
-  if (j.kind == WORK && lane < d.top_n)
-    c.e = row ? row[lane]
-              : ((const int32_t *)d.idx.data)[j.token * d.idx.row + kv_head * d.idx.head + lane];
+  if (j.kind == WORK && lane < d.top_n) {
+    const int32_t *const e =
+        (const int32_t *)d.idx.data + j.token * d.idx.row + kv_head * d.idx.head + lane;
+    c.e = C::AHEAD ? *e : __ldcg(e); /* of a layer, chosen in the same launch */
+  }
   int before = __shfl_up_sync(~0u, c.e, 1);
   if (lane == 0) before = -1;
 #pragma unroll

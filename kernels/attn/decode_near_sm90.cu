@@ -371,18 +371,14 @@ template <class C> struct ranking {
     named_sync(RANKING, WARPGROUP);
   }
 
-  /* By one warp: the row of idx of the token at `stage`. True: fp32 does not decide. */
+  /* By one warp: the row of idx. True: fp32 does not decide. */
   __device__ __forceinline__ bool write(const job &j, const rgk_topk_choice &c, bool ranks,
-                                        bool seen, int stage) const {
+                                        bool seen) const {
     const int top_n = d.topk.top_n;
     int32_t *const idx = idx_of(d, j);
-    auto put = [&](int i, int32_t b) {
-      if constexpr (C::LAYER) s.row[stage][i] = b;
-      idx[i] = b;
-    };
     if (!ranks) {
       const int64_t b = lane < c.free0 || c.keep > 0 ? lane : lane - c.free0 + c.free1;
-      if (lane < top_n) put(lane, b < c.count ? (int32_t)b : -1);
+      if (lane < top_n) idx[lane] = b < c.count ? (int32_t)b : -1;
       return false;
     }
     const int keep = (int)c.keep;
@@ -391,12 +387,12 @@ template <class C> struct ranking {
     for (int i = 0; i < keep; i++) place += __shfl_sync(~0u, mine.y, i) < mine.y;
     const int least = __reduce_min_sync(~0u, mine.x);
     if (seen && least != NAN_KEY && undecided(__int_as_float(least))) return true;
-    if (lane < c.free0) put(lane, lane);
-    if (lane < keep) put(place, mine.y);
+    if (lane < c.free0) idx[lane] = lane;
+    if (lane < keep) idx[place] = mine.y;
     const int n = (int)(c.free0 + keep);
     if (lane >= n && lane < top_n) {
       const int64_t b = c.free1 + lane - n;
-      put(lane, b < c.count ? (int32_t)b : -1);
+      idx[lane] = b < c.count ? (int32_t)b : -1;
     }
     return false;
   }
@@ -460,7 +456,7 @@ template <class C> struct ranking {
         choose(j, c, table, visible, lse, top, most);
       }
       if (warp == 0) {
-        const bool late = write(j, c, ranks, visible > p.before, q.stage);
+        const bool late = write(j, c, ranks, visible > p.before);
         if (lane == 0) s.late[q.stage] = late;
         if (C::LAYER && !late) warp_ready(&s.chosen[q.stage]);
       }
@@ -469,7 +465,7 @@ template <class C> struct ranking {
         choose_wide<T, WARPGROUP>(d, &j, &c, visible, (unsigned long long *)scores_of<C>(d), r.wide,
                                   r.chosen, RANKING);
         if (warp == 0) {
-          write(j, c, true, false, q.stage);
+          write(j, c, true, false);
           if (C::LAYER) warp_ready(&s.chosen[q.stage]);
         }
         named_sync(RANKING, WARPGROUP);
